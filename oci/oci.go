@@ -1,0 +1,50 @@
+// Package oci holds the names that spate's artifacts use in a registry: media
+// types, artifact types and annotations. Its rooms do the work: registry
+// serves, remote asks, model packs, index proves, layer expands.
+package oci
+
+// CNCF ModelPack (model-spec, docs/spec.md): a model as an OCI image manifest.
+const (
+	// ArtifactTypeModel is the artifactType of a ModelPack manifest.
+	ArtifactTypeModel = "application/vnd.cncf.model.manifest.v1+json"
+
+	// MediaTypeModelConfig is the media type of its config.
+	MediaTypeModelConfig = "application/vnd.cncf.model.config.v1+json"
+
+	// Layer kinds; a layer's media type is a kind and a packing: LayerWeight + PackingRaw.
+	LayerWeight       = "application/vnd.cncf.model.weight.v1"
+	LayerWeightConfig = "application/vnd.cncf.model.weight.config.v1"
+	LayerDoc          = "application/vnd.cncf.model.doc.v1"
+	LayerCode         = "application/vnd.cncf.model.code.v1"
+	LayerDataset      = "application/vnd.cncf.model.dataset.v1"
+
+	// Packings. Raw is one file as it is, neither archived nor compressed.
+	PackingRaw     = ".raw"
+	PackingTar     = ".tar"
+	PackingTarGzip = ".tar+gzip"
+	PackingTarZstd = ".tar+zstd"
+
+	// AnnotationFilepath holds a layer's path within the model, slash-separated and relative.
+	AnnotationFilepath = "org.cncf.model.filepath"
+
+	// AnnotationFileMetadata holds a JSON object: name, mode, uid, gid, size, mtime, typeflag.
+	AnnotationFileMetadata = "org.cncf.model.file.metadata+json"
+)
+
+// The index: the referrer that lists a manifest's objects with their roots.
+const (
+	// ArtifactTypeIndex is the artifactType of the index manifest. Its subject is
+	// the manifest that it describes, its layers are the piece layers.
+	ArtifactTypeIndex = "application/vnd.spate.index.v1"
+
+	// MediaTypeIndexConfig is the media type of its config, the list of objects.
+	MediaTypeIndexConfig = "application/vnd.spate.index.config.v1+json"
+
+	// MediaTypePieceLayer is the media type of one object's piece layer: its
+	// piece hashes, 32 bytes each, in order (BEP 52, "piece layers").
+	MediaTypePieceLayer = "application/vnd.spate.piece-layer.v1"
+)
+
+// ArtifactTypeBundle is the artifactType and the layer media type under which
+// cosign v3 attaches a Sigstore bundle to what it signs.
+const ArtifactTypeBundle = "application/vnd.dev.sigstore.bundle.v0.3+json"
