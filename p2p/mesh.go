@@ -1,0 +1,208 @@
+package p2p
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/p2p/tracker"
+)
+
+// Options of a Mesh.
+type Options struct {
+	Node    string       // this node's name in the mesh; required
+	Engine  Engine       // nil: no peers, everything comes from the origin
+	Tracker Tracker      // nil: a tracker of this node's own
+	Logger  *slog.Logger // required
+
+	// LeaseWorkers is how many leases are drawn from the origin at a time, and
+	// LeaseBytes how much one lease asks for; a lease is at least one piece.
+	// More or larger ones start the exchange later: peers get what one node
+	// has drawn only when a piece of it is whole.
+	LeaseWorkers int   // 2 when 0
+	LeaseBytes   int64 // 512 KiB when 0
+
+	// Readahead is how far beyond a waiting reader pieces are urgent too, in bytes.
+	Readahead int64 // 8 MiB when 0
+}
+
+// A Mesh brings pieces into the holdings that joined it. It is a cache's source.
+// Nothing happens before Run. A Mesh is safe for concurrent use.
+type Mesh struct {
+	opts Options
+	log  *slog.Logger
+	wake chan struct{} // asks the announcer to hurry
+
+	mu      sync.Mutex
+	members map[piece.Digest]*member
+	order   []*member     // by time of joining: the order in which the origin is drawn
+	changed chan struct{} // closed and replaced when there may be more to draw
+}
+
+// A member is one object in the mesh.
+type member struct {
+	Holding
+	object piece.Object
+	id     tracker.SwarmID
+	origin Origin
+	swarm  Swarm // nil without an engine
+
+	originBytes, originWrong atomic.Int64
+
+	progress atomic.Int64 // when the last piece came, in Unix nanoseconds
+
+	mu     sync.Mutex
+	fill   bool
+	ahead  int       // pieces before it are wanted Ahead or sooner
+	done   []int     // drawn from the origin, not yet reported
+	failed []int     // leased but not drawn, not yet reported
+	again  time.Time // no lease is asked for before
+}
+
+// New returns a Mesh.
+func New(opts Options) *Mesh {
+	if opts.LeaseWorkers == 0 {
+		opts.LeaseWorkers = 2
+	}
+	if opts.LeaseBytes == 0 {
+		opts.LeaseBytes = 512 << 10
+	}
+	if opts.Readahead == 0 {
+		opts.Readahead = 8 << 20
+	}
+	if opts.Tracker == nil {
+		opts.Tracker = tracker.Local{Server: tracker.New(tracker.Options{Logger: opts.Logger})}
+	}
+	return &Mesh{
+		opts: opts, log: opts.Logger,
+		wake:    make(chan struct{}, 1),
+		members: make(map[piece.Digest]*member),
+		changed: make(chan struct{}),
+	}
+}
+
+// JoinOptions say how an object takes part.
+type JoinOptions struct {
+	Origin Origin // required: where bytes come from that no peer holds
+
+	// Fill fetches the whole object in the background; without it only what is read is fetched.
+	Fill bool
+}
+
+// Join brings h's object into the mesh: what it holds is shared, what it lacks
+// is fetched into it. Joining an object that is in the mesh already may turn
+// Fill on and changes nothing else.
+func (m *Mesh) Join(h Holding, opts JoinOptions) error {
+	o := h.Tree().Object()
+	if o.Pieces() == 0 {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	mb := m.members[o.Digest]
+	if mb == nil {
+		mb = &member{Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin}
+		mb.progress.Store(time.Now().UnixNano())
+		h.OnPresent(func(int) { mb.progress.Store(time.Now().UnixNano()) })
+		if m.opts.Engine != nil {
+			sw, err := m.opts.Engine.Join(h)
+			if err != nil {
+				return fmt.Errorf("join the swarm of object %s: %w", o.Digest, err)
+			}
+			mb.swarm = sw
+		}
+		m.members[o.Digest] = mb
+		m.order = append(m.order, mb)
+	}
+	if opts.Fill {
+		mb.mu.Lock()
+		mb.fill = true
+		mb.mu.Unlock()
+		mb.want(0, o.Pieces(), Fill)
+	}
+	m.notify()
+	return nil
+}
+
+// Leave takes an object out of the mesh: it is neither fetched nor shared any more.
+func (m *Mesh) Leave(d piece.Digest) {
+	m.mu.Lock()
+	mb := m.members[d]
+	delete(m.members, d)
+	m.order = slices.DeleteFunc(m.order, func(x *member) bool { return x == mb })
+	m.notify()
+	m.mu.Unlock()
+	if mb != nil && mb.swarm != nil {
+		mb.swarm.Leave()
+	}
+}
+
+// notify wakes the announcer and the drawers. The caller holds m.mu.
+func (m *Mesh) notify() {
+	close(m.changed)
+	m.changed = make(chan struct{})
+	m.hurry()
+}
+
+func (m *Mesh) hurry() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (m *Mesh) member(d piece.Digest) *member {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.members[d]
+}
+
+func (m *Mesh) list() []*member {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.order)
+}
+
+// want passes an urgency on to the swarm, where there is one.
+func (mb *member) want(first, last int, u Urgency) {
+	if mb.swarm != nil {
+		mb.swarm.Want(first, last, u)
+	}
+}
+
+// Run announces and draws from the origin until ctx ends. It returns the context's error.
+func (m *Mesh) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.announce(ctx) })
+	for range m.opts.LeaseWorkers {
+		g.Go(func() error { return m.draw(ctx) })
+	}
+	return g.Wait()
+}
+
+// Stats are one object's counts since it joined.
+type Stats struct {
+	SwarmStats
+	OriginBytes int64 // read from the origin
+	OriginWrong int64 // pieces that the origin sent wrong
+}
+
+// Stats returns the counts of one object; ok is false when it is not in the mesh.
+func (m *Mesh) Stats(d piece.Digest) (s Stats, ok bool) {
+	mb := m.member(d)
+	if mb == nil {
+		return Stats{}, false
+	}
+	if mb.swarm != nil {
+		s.SwarmStats = mb.swarm.Stats()
+	}
+	s.OriginBytes, s.OriginWrong = mb.originBytes.Load(), mb.originWrong.Load()
+	return s, true
+}

@@ -1,0 +1,175 @@
+package torrent
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spate-project/spate/p2p/identity"
+	"github.com/spate-project/spate/p2p/link"
+	"github.com/spate-project/spate/p2p/tracker"
+)
+
+const handshakeTimeout = 10 * time.Second
+
+// A peerAddr is how the engine knows a peer: by its name in the mesh, in the
+// form of an address of its own, an IPv6 unique local address (RFC 4193) that is
+// made from the name's hash. The engine bans by IP address; so it bans the
+// certificate's owner, wherever that node connects from, and no one beside it.
+type peerAddr string
+
+func (a peerAddr) Network() string { return "tcp" }
+
+func (a peerAddr) String() string {
+	h := sha256.Sum256([]byte(a))
+	ip := net.IP(append([]byte{0xfd}, h[:15]...))
+	return net.JoinHostPort(ip.String(), "1")
+}
+
+// nameAt returns the name of the peer that the engine knows as addr.
+func nameAt(addr fmt.Stringer) string {
+	if a, ok := addr.(peerAddr); ok {
+		return string(a)
+	}
+	return addr.String()
+}
+
+// A conn is a connection to a known peer.
+type conn struct {
+	net.Conn
+	peer peerAddr
+}
+
+func (c conn) RemoteAddr() net.Addr { return c.peer }
+
+// secure ends the handshake and returns the connection under the peer's name.
+func secure(c *tls.Conn) (net.Conn, error) {
+	c.SetDeadline(time.Now().Add(handshakeTimeout))
+	if err := c.Handshake(); err != nil {
+		return nil, err
+	}
+	c.SetDeadline(time.Time{})
+	name, err := identity.PeerName(c.ConnectionState())
+	if err != nil {
+		return nil, err
+	}
+	return conn{c, peerAddr(name)}, nil
+}
+
+// A dialer connects to peers by the name that they have in the mesh.
+type dialer struct {
+	id   *identity.Identity
+	link *link.Link
+
+	mu    sync.Mutex
+	known map[string]tracker.Peer // by peerAddr's string
+}
+
+// learn remembers where a peer is and returns the address by which Dial finds it.
+func (d *dialer) learn(p tracker.Peer) peerAddr {
+	a := peerAddr(p.Node)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.known[a.String()] = p
+	return a
+}
+
+// Dial connects to the peer that the engine knows as addr.
+func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	d.mu.Lock()
+	p, ok := d.known[addr]
+	d.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("dial %s: no such peer", addr)
+	}
+	var nd net.Dialer
+	raw, err := d.link.Dial(nd.DialContext)(ctx, "tcp", p.Addr)
+	if err != nil {
+		return nil, err
+	}
+	c, err := secure(tls.Client(raw, d.id.Client(p.Node)))
+	if err == nil && c.RemoteAddr() != net.Addr(peerAddr(p.Node)) {
+		err = fmt.Errorf("it is named %s", nameAt(c.RemoteAddr()))
+	}
+	if err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("dial peer %s at %s: %w", p.Node, p.Addr, err)
+	}
+	return c, nil
+}
+
+// DialerNetwork names the transport.
+func (d *dialer) DialerNetwork() string { return "tcp" }
+
+// A listener hands out connections whose TLS handshake is done, so that the
+// engine knows every peer by name, and a slow or hostile handshake holds up no other.
+type listener struct {
+	net.Listener // behind the link
+	tls          *tls.Config
+	log          *slog.Logger
+	conns        chan net.Conn
+	once         sync.Once
+	closed       chan struct{}
+}
+
+func newListener(opts Options) *listener {
+	return &listener{
+		Listener: opts.Link.Listener(opts.Listener),
+		tls:      opts.Identity.Server(),
+		log:      opts.Logger,
+		conns:    make(chan net.Conn),
+		closed:   make(chan struct{}),
+	}
+}
+
+// run takes connections in until the listener is closed.
+func (l *listener) run() {
+	for {
+		raw, err := l.Listener.Accept()
+		if err == nil {
+			go l.shake(raw)
+			continue
+		}
+		select {
+		case <-l.closed:
+			return
+		case <-time.After(100 * time.Millisecond): // out of file descriptors, most likely
+			l.log.Error("accept a peer", "err", err)
+		}
+	}
+}
+
+func (l *listener) shake(raw net.Conn) {
+	c, err := secure(tls.Server(raw, l.tls))
+	if err != nil {
+		l.log.Warn("refused a connection to the mesh", "addr", raw.RemoteAddr(), "err", err)
+		raw.Close()
+		return
+	}
+	select {
+	case l.conns <- c:
+	case <-l.closed:
+		raw.Close()
+	}
+}
+
+// Accept returns the next known peer's connection.
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close stops accepting. It is called once.
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}

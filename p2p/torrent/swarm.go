@@ -1,0 +1,116 @@
+package torrent
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	anacrolix "github.com/anacrolix/torrent"
+	"github.com/anacrolix/torrent/types"
+
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/p2p"
+	"github.com/spate-project/spate/p2p/tracker"
+)
+
+// writePause is how long an object's download rests after a block could not be stored.
+const writePause = 5 * time.Second
+
+// A swarm is the torrent of one object and, in storage.go, that torrent's storage.
+type swarm struct {
+	engine  *Engine
+	holding p2p.Holding
+	object  piece.Object
+	torrent *anacrolix.Torrent
+
+	refused atomic.Int64
+
+	mu      sync.Mutex
+	senders map[int][]string // who sent blocks of a piece that is not whole yet
+	own     map[int]bool     // pieces that this swarm is committing
+}
+
+var priorities = [...]types.PiecePriority{
+	p2p.None:  types.PiecePriorityNone,
+	p2p.Fill:  types.PiecePriorityNormal,
+	p2p.Ahead: types.PiecePriorityReadahead,
+	p2p.Now:   types.PiecePriorityNow,
+}
+
+func (s *swarm) Want(first, last int, u p2p.Urgency) {
+	if first == 0 && last == s.object.Pieces() && u == p2p.Fill {
+		s.torrent.DownloadAll() // raises only: what is urgent stays so
+		return
+	}
+	for i := first; i < last; i++ {
+		if !s.holding.Has(i) {
+			s.torrent.Piece(i).SetPriority(priorities[u])
+		}
+	}
+}
+
+func (s *swarm) AddPeers(peers []tracker.Peer) {
+	infos := make([]anacrolix.PeerInfo, 0, len(peers))
+	for _, p := range peers {
+		if p.Node != s.engine.opts.Identity.Name() {
+			infos = append(infos, anacrolix.PeerInfo{Addr: s.engine.dial.learn(p), Source: anacrolix.PeerSourceTracker})
+		}
+	}
+	s.torrent.AddPeers(infos)
+}
+
+func (s *swarm) Held(i int) bool {
+	return slices.ContainsFunc(s.torrent.PeerConns(), func(c *anacrolix.PeerConn) bool {
+		return c.PeerPieces().ContainsInt(i)
+	})
+}
+
+func (s *swarm) Stats() p2p.SwarmStats {
+	st := s.torrent.Stats()
+	return p2p.SwarmStats{
+		Peers:    st.ActivePeers,
+		Received: st.BytesReadUsefulData.Int64(),
+		Wasted:   st.ChunksReadWasted.Int64(),
+		Sent:     st.BytesWrittenData.Int64(),
+		Refused:  s.refused.Load(),
+	}
+}
+
+func (s *swarm) Leave() {
+	s.engine.swarms.Delete(s.torrent)
+	s.torrent.Drop()
+}
+
+// present tells peers of a piece that came into the holding from elsewhere.
+func (s *swarm) present(i int) {
+	s.mu.Lock()
+	own := s.own[i]
+	s.mu.Unlock()
+	if !own {
+		s.torrent.Piece(i).UpdateCompletion()
+	}
+}
+
+// received notes who sent a block, before it is written. The client's lock is held.
+func (e *Engine) received(ev anacrolix.ReceivedUsefulDataEvent) {
+	v, ok := e.swarms.Load(ev.Peer.Torrent())
+	if !ok {
+		return
+	}
+	s, i, name := v.(*swarm), int(ev.Message.Index), nameAt(ev.Peer.RemoteAddr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.senders[i], name) {
+		s.senders[i] = append(s.senders[i], name)
+	}
+}
+
+// writeFailed is told when a block could not be stored, as on a full disk. The
+// object's download rests; what the node holds stays shared.
+func (s *swarm) writeFailed(err error) {
+	s.engine.opts.Logger.Error("store a block from a peer; the object's download rests",
+		"object", s.object.Digest, "rest", writePause, "err", err)
+	s.torrent.DisallowDataDownload()
+	time.AfterFunc(writePause, s.torrent.AllowDataDownload)
+}
