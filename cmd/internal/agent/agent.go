@@ -1,0 +1,165 @@
+// Package agent joins the rooms into the node daemon: it admits references,
+// opens their objects in the cache, brings them into the mesh, and shows them
+// as mounts or as files.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/spate-project/spate/cache"
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/oci/remote"
+	"github.com/spate-project/spate/p2p"
+	"github.com/spate-project/spate/p2p/identity"
+	"github.com/spate-project/spate/p2p/link"
+	"github.com/spate-project/spate/p2p/torrent"
+	"github.com/spate-project/spate/p2p/tracker"
+	"github.com/spate-project/spate/signing"
+)
+
+// Options of an Agent.
+type Options struct {
+	Data   string          // where the cache and the control socket are; required
+	Policy *signing.Policy // whom to trust; required, though an empty one admits nothing
+	Remote remote.Options  // how registries are reached; its Transport is replaced by one behind Link
+	Link   *link.Link      // the node's bandwidth limits; required
+	Logger *slog.Logger    // required
+
+	// The mesh. Without an Identity the agent has no peers and reads everything from the registry.
+	Trackers     []string           // base URLs
+	Identity     *identity.Identity // nil: no mesh
+	MeshListener net.Listener       // required with an Identity
+}
+
+// SocketName is the control socket's name within the data directory.
+const SocketName = "agent.sock"
+
+// An Agent is the node daemon. Its methods are for one process: other ones
+// reach it over the control socket, by a Client. It is safe for concurrent use.
+type Agent struct {
+	opts  Options
+	log   *slog.Logger
+	store *cache.Store
+	mesh  *p2p.Mesh
+	peers *torrent.Engine // nil without an identity
+
+	transport *http.Transport
+	socket    net.Listener // where control is served
+
+	mu        sync.Mutex
+	tasks     func(func(context.Context)) // runs a task until the agent ends; nil before Run
+	artifacts map[string]*artifact        // by manifest digest
+	objects   map[piece.Digest]int        // how many files of artifacts are each object
+	mounts    map[string]*mounted         // by directory
+}
+
+// New opens the cache and the control socket and returns an Agent, for Run to
+// run and to end. Requests wait until then.
+func New(opts Options) (_ *Agent, err error) {
+	if err := os.MkdirAll(opts.Data, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data directory: %w", err)
+	}
+	store, err := cache.Open(filepath.Join(opts.Data, "cache"), cache.Options{Logger: opts.Logger})
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		opts: opts, log: opts.Logger, store: store,
+		transport: remote.NewTransport(),
+		artifacts: make(map[string]*artifact),
+		objects:   make(map[piece.Digest]int),
+		mounts:    make(map[string]*mounted),
+	}
+	a.transport.DialContext = opts.Link.Dial((&net.Dialer{}).DialContext)
+	a.opts.Remote.Transport = a.transport
+
+	defer func() {
+		if err != nil {
+			store.Close()
+		}
+	}()
+	if a.socket, err = listen(filepath.Join(opts.Data, SocketName)); err != nil {
+		return nil, err
+	}
+	mesh := p2p.Options{Node: "alone", Logger: opts.Logger}
+	if opts.Identity != nil {
+		a.peers, err = torrent.New(torrent.Options{
+			Identity: opts.Identity, Listener: opts.MeshListener, Link: opts.Link, Logger: opts.Logger,
+		})
+		if err != nil {
+			a.socket.Close()
+			return nil, err
+		}
+		mesh.Node, mesh.Engine = opts.Identity.Name(), a.peers
+		if len(opts.Trackers) > 0 {
+			mesh.Tracker = tracker.NewClient(&http.Client{Transport: a.transport}, opts.Trackers...)
+		}
+	}
+	a.mesh = p2p.New(mesh)
+	return a, nil
+}
+
+// Run serves the control socket and, on ln, the read-only status, until ctx
+// ends; then every mount is taken away by force and the cache closed.
+// It returns nil after an orderly end.
+func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
+	g, ctx := errgroup.WithContext(ctx)
+	var tasks sync.WaitGroup
+	a.mu.Lock()
+	a.tasks = func(f func(context.Context)) { tasks.Go(func() { f(ctx) }) }
+	a.mu.Unlock()
+
+	g.Go(func() error { return a.store.Run(ctx) })
+	g.Go(func() error { return a.mesh.Run(ctx) })
+	if a.peers != nil {
+		g.Go(func() error { return a.peers.Run(ctx) })
+	}
+	g.Go(func() error { return serve(ctx, a.socket, a.control()) })
+	g.Go(func() error { return serve(ctx, ln, a.public()) })
+	err := g.Wait()
+	tasks.Wait()
+	a.transport.CloseIdleConnections()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return errors.Join(err, a.store.Close())
+}
+
+// listen opens the control socket. The cache's lock says that no other agent
+// uses the directory, so a socket that is there already is a dead one's.
+func listen(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open the control socket: %w", err)
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("open the control socket: %w", err)
+	}
+	// The directory is its owner's alone; the socket says it again.
+	if err := os.Chmod(path, 0o600); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("open the control socket: %w", err)
+	}
+	return ln, nil
+}
+
+// serve serves h on ln until ctx ends; what is under way is cut off then.
+func serve(ctx context.Context, ln net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, BaseContext: func(net.Listener) context.Context { return ctx }}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"fmt"
+	"net"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/spate-project/spate/cmd/internal/agent"
+	"github.com/spate-project/spate/oci/remote"
+	"github.com/spate-project/spate/p2p/identity"
+	"github.com/spate-project/spate/p2p/link"
+	"github.com/spate-project/spate/signing"
+	"github.com/spate-project/spate/signing/cosign"
+)
+
+const defaultAgentData = "/var/lib/spate"
+
+// trustFlags say whose signatures count.
+type trustFlags struct{ keys []string }
+
+func (t *trustFlags) register(f *pflag.FlagSet) {
+	f.StringArrayVar(&t.keys, "key", nil, "public key `file` (PEM) whose signatures are trusted; may be repeated")
+}
+
+func (t *trustFlags) policy() (*signing.Policy, error) {
+	p := &signing.Policy{}
+	for _, path := range t.keys {
+		v, err := cosign.LoadPublicKey(path)
+		if err != nil {
+			return nil, err
+		}
+		p.Verifiers = append(p.Verifiers, v)
+	}
+	return p, nil
+}
+
+// remoteFlags say how registries are reached.
+type remoteFlags struct{ plainHTTP bool }
+
+func (r *remoteFlags) register(f *pflag.FlagSet) {
+	f.BoolVar(&r.plainHTTP, "plain-http", false, "speak HTTP without TLS to registries beyond loopback too")
+}
+
+func (r *remoteFlags) options() remote.Options { return remote.Options{PlainHTTP: r.plainHTTP} }
+
+func (a *app) agentCommand() *cobra.Command {
+	var (
+		listen     listenFlags
+		limits     linkFlags
+		trust      trustFlags
+		remotes    remoteFlags
+		data       string
+		registries []string
+		meshDir    string
+		meshListen string
+	)
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Run the node daemon: cache, mesh peer, mounts",
+		Long: fmt.Sprintf(`Run the node daemon. It keeps verified pieces in its data directory, fetches
+what is read from peers and from the registry, and passes on what it has.
+
+The registries named by --registry introduce it to its peers. --mesh names a
+directory with the node's mesh certificate: %s, %s and %s. Without
+one the agent has no peers and reads everything from the registry.
+
+Other commands reach the agent over a socket in its data directory, which only
+its owner can open. --listen serves the read-only status.`,
+			identity.CAFile, identity.CertFile, identity.KeyFile),
+		Example: `  spate agent --registry http://127.0.0.1:5000 --key cosign.pub
+  spate agent --registry https://registry.example:5000 --key cosign.pub \
+      --mesh /etc/spate/mesh --mesh-listen 10.0.0.7:5051`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			policy, err := trust.policy()
+			if err != nil {
+				return err
+			}
+			opts := agent.Options{
+				Data: data, Policy: policy, Remote: remotes.options(), Trackers: registries,
+				Link: link.New(int64(limits.up), int64(limits.down)), Logger: a.logger(),
+			}
+			if len(policy.Verifiers) == 0 {
+				opts.Logger.Warn("no --key is given: nothing will be trusted")
+			}
+			if meshDir != "" {
+				if opts.Identity, err = identity.Load(meshDir); err != nil {
+					return err
+				}
+				if opts.MeshListener, err = net.Listen("tcp", meshListen); err != nil {
+					return fmt.Errorf("listen for peers: %w", err)
+				}
+				defer opts.MeshListener.Close()
+			}
+			ln, err := listen.open()
+			if err != nil {
+				return err
+			}
+			defer ln.Close()
+			ag, err := agent.New(opts)
+			if err != nil {
+				return err
+			}
+			if err := a.announce(serving{ln.Addr().String(), data}, "agent"); err != nil {
+				return err
+			}
+			return ag.Run(cmd.Context(), ln)
+		},
+	}
+	f := cmd.Flags()
+	listen.register(f, "127.0.0.1:5050")
+	limits.register(f)
+	trust.register(f)
+	remotes.register(f)
+	f.StringVar(&data, "data", defaultAgentData, "`directory` of the cache and the control socket")
+	f.StringArrayVar(&registries, "registry", nil, "base `URL` of a registry that introduces peers; may be repeated")
+	f.StringVar(&meshDir, "mesh", "", "`directory` with the node's mesh certificate; without it there are no peers")
+	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")
+	return cmd
+}
+
+// agentFlag says which agent a command talks to.
+func agentFlag(f *pflag.FlagSet, data *string) {
+	f.StringVar(data, "data", defaultAgentData, "the agent's data `directory`")
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/spate-project/spate/cmd/internal/ui"
+)
+
+// A listenFlags is where a daemon listens, and how it is kept safe.
+type listenFlags struct {
+	addr      string
+	cert, key string
+	insecure  bool
+}
+
+func (l *listenFlags) register(f *pflag.FlagSet, addr string) {
+	f.StringVar(&l.addr, "listen", addr, "`address` to listen on; beyond loopback it needs TLS or --insecure")
+	f.StringVar(&l.cert, "tls-cert", "", "PEM `file` with the server's certificate chain")
+	f.StringVar(&l.key, "tls-key", "", "PEM `file` with the certificate's key")
+	f.BoolVar(&l.insecure, "insecure", false, "allow listening beyond loopback without TLS")
+}
+
+// open listens. The listener speaks TLS when there is a certificate.
+func (l *listenFlags) open() (net.Listener, error) {
+	if (l.cert == "") != (l.key == "") {
+		return nil, usage(fmt.Errorf("--tls-cert and --tls-key go together"))
+	}
+	tcp, err := net.ResolveTCPAddr("tcp", l.addr)
+	if err != nil {
+		return nil, usage(fmt.Errorf("--listen %s: %w", l.addr, err))
+	}
+	if !tcp.IP.IsLoopback() && l.cert == "" && !l.insecure {
+		return nil, ui.WithHint(
+			usage(fmt.Errorf("--listen %s is open to the network, without TLS", l.addr)),
+			"give --tls-cert and --tls-key, or say --insecure when something else protects it")
+	}
+	ln, err := net.Listen("tcp", l.addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if l.cert == "" {
+		return ln, nil
+	}
+	cert, err := tls.LoadX509KeyPair(l.cert, l.key)
+	if err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("load the TLS certificate: %w", err)
+	}
+	return tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}), nil
+}
+
+// linkFlags are a process's bandwidth limits.
+type linkFlags struct{ up, down ui.Bytes }
+
+func (l *linkFlags) register(f *pflag.FlagSet) {
+	f.Var(&l.up, "limit-up", "most `bytes` a second to send, as in 50MiB; 0 is no limit")
+	f.Var(&l.down, "limit-down", "most `bytes` a second to receive; 0 is no limit")
+}
+
+// shutdownGrace is how long requests under way may take after a signal.
+const shutdownGrace = 5 * time.Second
+
+// serveUntil serves until ctx ends, then lets what is under way finish for a while.
+func serveUntil(ctx context.Context, srv *http.Server, ln net.Listener) error {
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownGrace)
+	defer cancel()
+	if err := srv.Shutdown(ctx); err != nil {
+		srv.Close()
+	}
+	return nil
+}

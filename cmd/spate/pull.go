@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spate-project/spate/cmd/internal/agent"
+	"github.com/spate-project/spate/cmd/internal/ui"
+	"github.com/spate-project/spate/oci/model"
+	"github.com/spate-project/spate/oci/remote"
+	"github.com/spate-project/spate/p2p/link"
+	"github.com/spate-project/spate/signing"
+)
+
+// A pulled is what `spate pull` did.
+type pulled struct {
+	Reference string  `json:"reference"`
+	Dir       string  `json:"dir"`
+	Files     int     `json:"files"`
+	Bytes     int64   `json:"bytes"`
+	Direct    bool    `json:"direct"`
+	Seconds   float64 `json:"seconds"`
+}
+
+func (a *app) pullCommand() *cobra.Command {
+	var (
+		data    string
+		direct  bool
+		trust   trustFlags
+		remotes remoteFlags
+		limits  linkFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "pull REF DIR",
+		Short: "Write a model's files into a directory",
+		Long: `Write a model's files into a directory, which is made when missing. The agent
+fetches them through the mesh, verifies every piece, and copies them out of its
+cache, sharing blocks where the file system can.
+
+With --direct no agent is asked: this process checks the signature by --key,
+downloads each file whole from the registry, and names it once its digest is
+right. A file that is there already is kept when its digest is.`,
+		Example: `  spate pull 127.0.0.1:5000/qwen:v1 ./qwen
+  spate pull --direct 127.0.0.1:5000/qwen:v1 ./qwen --key cosign.pub`,
+		Args: usageArgs(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			dir, err := filepath.Abs(args[1])
+			if err != nil {
+				return err
+			}
+			start := time.Now()
+			p := &pulled{Reference: args[0], Dir: dir, Direct: direct}
+			progress := ui.NewProgress(a.out, "pull")
+			if direct {
+				var policy *signing.Policy
+				if policy, err = trust.policy(); err == nil {
+					opts := remotes.options()
+					transport := remote.NewTransport()
+					transport.DialContext = link.New(int64(limits.up), int64(limits.down)).Dial((&net.Dialer{}).DialContext)
+					opts.Transport = transport
+					err = pullDirect(cmd.Context(), p, policy, opts, newTasks(progress).event)
+				}
+			} else {
+				c := agent.NewClient(data)
+				defer c.Close()
+				tasks := newTasks(progress)
+				err = c.Pull(cmd.Context(), agent.PullRequest{Reference: args[0], Dir: dir}, func(e agent.Event) {
+					tasks.set(e.File, e.Bytes, e.Size)
+					if e.Done {
+						tasks.done(e.File)
+						p.Files++
+						p.Bytes += e.Size
+					}
+				})
+			}
+			progress.Close()
+			if err != nil {
+				return err
+			}
+			p.Seconds = time.Since(start).Seconds()
+			return a.out.Result(p, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "pulled %s into %s: %d files, %s in %s\n", p.Reference, p.Dir,
+					p.Files, ui.Size(p.Bytes), ui.Duration(time.Since(start)))
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	agentFlag(f, &data)
+	f.BoolVar(&direct, "direct", false, "ask no agent: download from the registry")
+	trust.register(f)
+	remotes.register(f)
+	limits.register(f)
+	return cmd
+}
+
+// pullDirect admits p.Reference and downloads its files without an agent.
+func pullDirect(ctx context.Context, p *pulled, policy *signing.Policy, opts remote.Options, event func(model.Event)) error {
+	repo, err := remote.Open(p.Reference, opts)
+	if err != nil {
+		return err
+	}
+	trusted, _, err := policy.Admit(ctx, repo, p.Reference)
+	if err != nil {
+		return err
+	}
+	files, err := model.Files(trusted.Manifest().Bytes)
+	if err != nil {
+		return fmt.Errorf("pull %s: %w", p.Reference, err)
+	}
+	for _, f := range files {
+		p.Files++
+		p.Bytes += f.Size
+	}
+	return model.Unpack(ctx, repo, files, p.Dir, model.Options{Progress: event})
+}
+
+// tasks draws per-file progress. It is safe for concurrent use.
+type tasks struct {
+	progress *ui.Progress
+
+	mu    sync.Mutex
+	items map[string]*item
+}
+
+type item struct {
+	*ui.Task
+	at int64 // bytes told so far
+}
+
+func newTasks(p *ui.Progress) *tasks { return &tasks{progress: p, items: make(map[string]*item)} }
+
+// set tells that n of size bytes of file are done.
+func (t *tasks) set(file string, n, size int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	it := t.items[file]
+	if it == nil {
+		it = &item{Task: t.progress.Task(file, size)}
+		t.items[file] = it
+	}
+	it.Add(n - it.at)
+	it.at = n
+}
+
+func (t *tasks) done(file string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if it := t.items[file]; it != nil {
+		it.Done(nil)
+	}
+}
+
+// event draws what packing or unpacking a model tells.
+func (t *tasks) event(e model.Event) {
+	switch e.Step {
+	case model.Started, model.Advanced:
+		t.set(e.Path, e.Done, e.Size)
+	case model.Finished:
+		t.done(e.Path)
+	}
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/oci/index"
+	"github.com/spate-project/spate/oci/remote"
+	"github.com/spate-project/spate/signing"
+)
+
+// A verification is what `spate verify` found.
+type verification struct {
+	*signing.Chain
+	Objects []index.Object `json:"objects,omitempty"`
+}
+
+func (a *app) verifyCommand() *cobra.Command {
+	var (
+		trust   trustFlags
+		remotes remoteFlags
+	)
+	cmd := &cobra.Command{
+		Use:   "verify REF",
+		Short: "Check a reference's chain of trust, step by step",
+		Long: `Check a reference as an agent does before it fetches anything: the signature of
+its manifest, the signature of its index, and the proof of every object's piece
+layer against its root. Exit code 0 means that the keys admit it, 3 that they do not.`,
+		Example: "  spate verify 127.0.0.1:5000/qwen:v1 --key cosign.pub",
+		Args:    usageArgs(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			policy, err := trust.policy()
+			if err != nil {
+				return err
+			}
+			repo, err := remote.Open(args[0], remotes.options())
+			if err != nil {
+				return err
+			}
+			trusted, chain, err := policy.Admit(cmd.Context(), repo, args[0])
+			v := verification{Chain: chain}
+			if err == nil {
+				if doc, ok := trusted.Index(); ok {
+					var idx *index.Index
+					if idx, err = index.Load(cmd.Context(), repo, doc.Bytes); err == nil {
+						v.Objects = idx.Objects()
+					}
+				}
+			}
+			if err != nil && !errors.Is(err, piece.ErrNotTrusted) {
+				return err
+			}
+			return errors.Join(err, a.out.Result(v, func(w io.Writer) error { return printVerification(w, v) }))
+		},
+	}
+	trust.register(cmd.Flags())
+	remotes.register(cmd.Flags())
+	return cmd
+}
+
+func printVerification(w io.Writer, v verification) error {
+	if _, err := io.WriteString(w, v.String()); err != nil {
+		return err
+	}
+	for _, o := range v.Objects {
+		if _, err := fmt.Fprintf(w, "object %s: %d bytes in %d pieces, root %s\n", o.Digest, o.Size, o.Pieces(), o.Root); err != nil {
+			return err
+		}
+	}
+	return nil
+}
