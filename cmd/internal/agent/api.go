@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/pprof"
 
 	"oras.land/oras-go/v2/errdef"
 
@@ -81,6 +82,9 @@ func (a *Agent) public() http.Handler {
 func (a *Agent) control() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", a.public())
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("POST "+mountPath, func(w http.ResponseWriter, r *http.Request) {
 		if req, ok := read[MountRequest](w, r); ok {
 			reply(w, struct{}{}, a.Mount(r.Context(), req))

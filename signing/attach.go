@@ -1,0 +1,73 @@
+package signing
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/errdef"
+
+	"github.com/spate-project/spate/oci"
+)
+
+// A Target is where Attach pushes. *remote.Repository is one.
+type Target interface {
+	content.Pusher
+
+	// Exists reports whether the target holds what desc describes.
+	Exists(ctx context.Context, desc ocispec.Descriptor) (bool, error)
+}
+
+// Attach pushes bundle, a Sigstore bundle as a Signer makes it, as a referrer
+// of subject, and returns the descriptor of the referrer's manifest. It lays
+// the artifact out as `cosign sign` does, so that cosign finds it. Of subject
+// it uses the media type, digest and size; it does not look whether the target
+// has it, nor what the bundle says. Two calls attach two signatures.
+func Attach(ctx context.Context, target Target, subject ocispec.Descriptor, bundle []byte) (ocispec.Descriptor, error) {
+	config := ocispec.Descriptor{
+		MediaType:    ocispec.MediaTypeEmptyJSON,
+		Digest:       ocispec.DescriptorEmptyJSON.Digest,
+		Size:         ocispec.DescriptorEmptyJSON.Size,
+		ArtifactType: oci.ArtifactTypeBundle,
+	}
+	layer := ocispec.Descriptor{
+		MediaType: oci.ArtifactTypeBundle,
+		Digest:    digest.FromBytes(bundle),
+		Size:      int64(len(bundle)),
+	}
+	if err := push(ctx, target, config, ocispec.DescriptorEmptyJSON.Data); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("attach a signature to %s: push its config: %w", subject.Digest, err)
+	}
+	if err := push(ctx, target, layer, bundle); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("attach a signature to %s: push its bundle: %w", subject.Digest, err)
+	}
+	// PackManifest adds the time of creation.
+	desc, err := oras.PackManifest(ctx, target, oras.PackManifestVersion1_1, oci.ArtifactTypeBundle, oras.PackManifestOptions{
+		Subject:          &ocispec.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
+		ConfigDescriptor: &config,
+		Layers:           []ocispec.Descriptor{layer},
+		ManifestAnnotations: map[string]string{
+			"dev.sigstore.bundle.content":       "dsse-envelope",
+			"dev.sigstore.bundle.predicateType": "https://sigstore.dev/cosign/sign/v1",
+		},
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("attach a signature to %s: push its manifest: %w", subject.Digest, err)
+	}
+	return desc, nil
+}
+
+func push(ctx context.Context, target Target, desc ocispec.Descriptor, b []byte) error {
+	if exists, err := target.Exists(ctx, desc); err != nil || exists {
+		return err
+	}
+	if err := target.Push(ctx, desc, bytes.NewReader(b)); err != nil && !errors.Is(err, errdef.ErrAlreadyExists) {
+		return err
+	}
+	return nil
+}

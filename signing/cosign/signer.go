@@ -1,0 +1,115 @@
+package cosign
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"fmt"
+
+	intoto "github.com/in-toto/attestation/go/v1"
+	"github.com/sigstore/cosign/v3/pkg/types"
+	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
+	"github.com/sigstore/sigstore-go/pkg/bundle"
+	"github.com/sigstore/sigstore-go/pkg/sign"
+	"github.com/sigstore/sigstore/pkg/cryptoutils"
+	"github.com/sigstore/sigstore/pkg/signature"
+	"github.com/sigstore/sigstore/pkg/signature/options"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/spate-project/spate/cache/piece"
+)
+
+// A Signer signs with one private key. It is safe for concurrent use.
+type Signer struct{ key keypair }
+
+// NewSigner returns a Signer for one private key in PEM: encrypted as `cosign
+// generate-key-pair` writes cosign.key, or plain PKCS #8; ECDSA or RSA as
+// NewVerifier takes them. password is called, once, when the key is encrypted,
+// and may be nil otherwise; its error is wrapped. NewSigner keeps no reference
+// to private, and no error holds any of it.
+func NewSigner(private []byte, password func() ([]byte, error)) (*Signer, error) {
+	signer, err := parsePrivateKey(private, password)
+	if err != nil {
+		return nil, fmt.Errorf("read private key: %w", err)
+	}
+	key, err := newKeypair(signer)
+	if err != nil {
+		return nil, fmt.Errorf("read private key: %w", err)
+	}
+	return &Signer{key: key}, nil
+}
+
+// Sign returns the bundle that `cosign sign` makes for subject: a few hundred
+// bytes of JSON, the caller's, and not the same twice, since ECDSA is not.
+func (s *Signer) Sign(ctx context.Context, subject piece.Digest) ([]byte, error) {
+	empty := &structpb.Struct{}
+	statement, err := protojson.Marshal(&intoto.Statement{
+		Type: intoto.StatementTypeUri,
+		Subject: []*intoto.ResourceDescriptor{{
+			Digest:      map[string]string{"sha256": subject.Hex()},
+			Annotations: empty,
+		}},
+		PredicateType: types.CosignSignPredicateType,
+		Predicate:     empty,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("sign %s: %w", subject, err)
+	}
+	signed, err := sign.Bundle(
+		&sign.DSSEData{Data: statement, PayloadType: bundle.IntotoMediaType},
+		s.key,
+		sign.BundleOptions{Context: ctx},
+	)
+	if err != nil {
+		return nil, fmt.Errorf("sign %s: %w", subject, err)
+	}
+	return protojson.Marshal(signed)
+}
+
+// A keypair is a key in the form that sign.Bundle takes.
+type keypair struct {
+	signer    signature.SignerVerifier
+	public    crypto.PublicKey
+	algorithm signature.AlgorithmDetails
+	hint      string
+}
+
+func newKeypair(signer signature.SignerVerifier) (keypair, error) {
+	public, err := signer.PublicKey()
+	if err != nil {
+		return keypair{}, err
+	}
+	details, sum, err := describe(public)
+	if err != nil {
+		return keypair{}, err
+	}
+	return keypair{signer: signer, public: public, algorithm: details, hint: sum.hint()}, nil
+}
+
+func (k keypair) GetHashAlgorithm() protocommon.HashAlgorithm { return k.algorithm.GetProtoHashType() }
+func (k keypair) GetSigningAlgorithm() protocommon.PublicKeyDetails {
+	return k.algorithm.GetSignatureAlgorithm()
+}
+func (k keypair) GetHint() []byte                { return []byte(k.hint) }
+func (k keypair) GetPublicKey() crypto.PublicKey { return k.public }
+
+// GetKeyAlgorithm names the key for a certificate authority, which a key pair never asks.
+func (k keypair) GetKeyAlgorithm() string { return "" }
+
+func (k keypair) GetPublicKeyPem() (string, error) {
+	b, err := cryptoutils.MarshalPublicKeyToPEM(k.public)
+	return string(b), err
+}
+
+// SignData returns the signature over data and data's hash.
+func (k keypair) SignData(ctx context.Context, data []byte) (sig, hash []byte, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	h := k.algorithm.GetHashType().New()
+	h.Write(data)
+	hash = h.Sum(nil)
+	sig, err = k.signer.SignMessage(bytes.NewReader(data), options.WithContext(ctx), options.WithDigest(hash))
+	return sig, hash, err
+}

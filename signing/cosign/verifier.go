@@ -1,0 +1,102 @@
+// Package cosign makes and checks signatures as cosign v3 does with a key pair:
+// a Sigstore bundle (media type v0.3) around a DSSE envelope around an in-toto
+// Statement v1 of cosign's own predicate type, whose one subject is the digest.
+//
+// A key says by itself whom to trust, so neither a transparency log nor a
+// timestamp is asked for, and nothing here needs a network.
+package cosign
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	intoto "github.com/in-toto/attestation/go/v1"
+	"github.com/sigstore/cosign/v3/pkg/cosign"
+	cosignbundle "github.com/sigstore/cosign/v3/pkg/cosign/bundle"
+	"github.com/sigstore/cosign/v3/pkg/types"
+	"github.com/sigstore/sigstore-go/pkg/bundle"
+	"github.com/sigstore/sigstore-go/pkg/verify"
+	"github.com/sigstore/sigstore/pkg/signature"
+
+	"github.com/spate-project/spate/cache/piece"
+)
+
+// maxBundle bounds what Verify parses, in bytes. A key's bundle has about 700.
+const maxBundle = 256 << 10
+
+// A Verifier checks signatures by one public key. It is immutable and safe for
+// concurrent use.
+type Verifier struct {
+	key         signature.Verifier
+	fingerprint fingerprint
+	source      string
+}
+
+// NewVerifier returns a Verifier for one public key in PEM, ECDSA (P-256, P-384,
+// P-521) or RSA (2048, 3072, 4096 bits), as `cosign generate-key-pair` writes
+// cosign.pub. source says where it came from, for people. NewVerifier keeps no
+// reference to public.
+func NewVerifier(public []byte, source string) (*Verifier, error) {
+	key, sum, err := parsePublicKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("read public key from %s: %w", source, err)
+	}
+	return &Verifier{key: key, fingerprint: sum, source: source}, nil
+}
+
+// Identity returns the SHA-256 of the key (of its PKIX form, DER) and where the key came from.
+func (v *Verifier) Identity() string {
+	return fmt.Sprintf("key sha256:%s (%s)", hex.EncodeToString(v.fingerprint[:]), v.source)
+}
+
+// Verify reports whether b is this key's cosign signature over subject and
+// nothing else: an attestation about subject, or a statement that has other
+// subjects too, is not. It keeps no reference to b. Any error means no.
+func (v *Verifier) Verify(ctx context.Context, b []byte, subject piece.Digest) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(b) > maxBundle {
+		return fmt.Errorf("the bundle has %d bytes, at most %d are read", len(b), maxBundle)
+	}
+	var entity bundle.Bundle
+	if err := entity.UnmarshalJSON(b); err != nil {
+		return fmt.Errorf("not a Sigstore bundle: %v", err)
+	}
+	if entity.MediaType != cosignbundle.BundleV03MediaType {
+		return fmt.Errorf("the bundle's media type is %q, not %q", entity.MediaType, cosignbundle.BundleV03MediaType)
+	}
+	result, err := cosign.VerifyNewBundle(ctx,
+		&cosign.CheckOpts{SigVerifier: v.key, IgnoreTlog: true},
+		verify.WithArtifactDigest("sha256", subject[:]),
+		&entity,
+	)
+	if err != nil {
+		hint := entity.GetVerificationMaterial().GetPublicKey().GetHint()
+		if hint != "" && hint != v.fingerprint.hint() {
+			return errors.New("it was made with another key")
+		}
+		return fmt.Errorf("it does not verify: %v", err)
+	}
+	return checkStatement(result.Statement, subject)
+}
+
+// checkStatement refuses what a key may well have signed, but not as a
+// signature of subject: cosign itself takes any statement about it for one.
+func checkStatement(s *intoto.Statement, subject piece.Digest) error {
+	switch {
+	case s == nil:
+		return errors.New("it signs the bytes alone and states nothing about them")
+	case s.GetPredicateType() != types.CosignSignPredicateType:
+		return fmt.Errorf("it is an attestation (%q), not a signature (%q)", s.GetPredicateType(), types.CosignSignPredicateType)
+	case s.GetType() != intoto.StatementTypeUri:
+		return fmt.Errorf("its statement type is %q, not %q", s.GetType(), intoto.StatementTypeUri)
+	case len(s.GetSubject()) != 1 || len(s.GetSubject()[0].GetDigest()) != 1:
+		return errors.New("its statement is about more than one subject")
+	case s.GetSubject()[0].GetDigest()["sha256"] != subject.Hex():
+		return errors.New("its statement is about another digest")
+	}
+	return nil
+}
