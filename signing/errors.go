@@ -18,7 +18,7 @@ type DeniedError struct {
 	Digest    digest.Digest // what it was resolved to; empty when it was not
 	Rule      string        // what the policy asks for
 	Missing   string        // what was missing, or what is wrong with what there is
-	Hint      string        // what a person can do
+	Next      string        // what a person can do about it
 }
 
 func (e *DeniedError) Error() string {
@@ -26,8 +26,11 @@ func (e *DeniedError) Error() string {
 	if e.Digest != "" {
 		what += " (" + e.Digest.String() + ")"
 	}
-	return fmt.Sprintf("admit %s: not trusted: %s: %s; %s", what, e.Rule, e.Missing, e.Hint)
+	return fmt.Sprintf("admit %s: not trusted: %s: %s", what, e.Rule, e.Missing)
 }
+
+// Hint returns Next, for whoever prints errors for people.
+func (e *DeniedError) Hint() string { return e.Next }
 
 // Unwrap makes errors.Is(err, piece.ErrNotTrusted) true.
 func (e *DeniedError) Unwrap() error { return piece.ErrNotTrusted }

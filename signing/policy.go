@@ -63,7 +63,7 @@ func (p *Policy) Admit(ctx context.Context, repo Repository, reference string) (
 			Reference: reference,
 			Rule:      "the policy accepts no identity",
 			Missing:   "there is no public key to check a signature with",
-			Hint:      "name the signer's public key (cosign.pub) in the policy",
+			Next:      "name the signer's public key: --key cosign.pub",
 		}
 	}
 	manifest, err := p.manifest(ctx, repo, chain)
@@ -96,7 +96,7 @@ func (p *Policy) manifest(ctx context.Context, repo Repository, chain *Chain) (D
 		if !errors.As(err, &r) {
 			return fmt.Errorf("admit %s (%s): %w", reference, desc.Digest, err)
 		}
-		return &DeniedError{Reference: reference, Digest: desc.Digest, Rule: p.rule(), Missing: step.Why, Hint: hint}
+		return &DeniedError{Reference: reference, Digest: desc.Digest, Rule: p.rule(), Missing: step.Why, Next: hint}
 	}
 	doc, err := fetchManifest(ctx, repo, reference, desc)
 	if err != nil {
@@ -104,7 +104,7 @@ func (p *Policy) manifest(ctx context.Context, repo Repository, chain *Chain) (D
 	}
 	if err := p.signed(ctx, repo, desc, step); err != nil {
 		return Document{}, deny(err, fmt.Sprintf("sign it with `cosign sign --key cosign.key REPOSITORY@%s`, "+
-			"or add the signer's public key to the policy", desc.Digest))
+			"or name the signer's public key: --key cosign.pub", desc.Digest))
 	}
 	return doc, nil
 }

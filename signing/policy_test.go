@@ -276,7 +276,7 @@ func checkDenied(t *testing.T, trusted signing.Trusted, chain *signing.Chain, er
 	if !errors.Is(err, piece.ErrNotTrusted) || !errors.As(err, &denied) {
 		t.Fatalf("error %v, want a denial\n%s", err, chain)
 	}
-	if denied.Reference != reference || denied.Digest != manifest || denied.Hint == "" {
+	if denied.Reference != reference || denied.Digest != manifest || denied.Next == "" {
 		t.Errorf("denied %+v", denied)
 	}
 	quoted := strings.NewReplacer(`"`, `\"`).Replace(err.Error())
@@ -310,8 +310,8 @@ func TestEmptyPolicy(t *testing.T) {
 		if !errors.Is(err, piece.ErrNotTrusted) || trusted.Valid() || chain == nil || chain.Admitted {
 			t.Errorf("%s policy: %v", name, err)
 		}
-		if !strings.Contains(err.Error(), "cosign.pub") {
-			t.Errorf("%s policy: %q does not say how to name a key", name, err)
+		if denied, ok := errors.AsType[*signing.DeniedError](err); !ok || !strings.Contains(denied.Hint(), "--key cosign.pub") {
+			t.Errorf("%s policy: %v does not say how to name a key", name, err)
 		}
 	}
 	if b.repo.fetched != 0 {

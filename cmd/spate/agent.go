@@ -72,7 +72,7 @@ its owner can open. --listen serves the read-only status.`,
 		Example: `  spate agent --registry http://127.0.0.1:5000 --key cosign.pub
   spate agent --registry https://registry.example:5000 --key cosign.pub \
       --mesh /etc/spate/mesh --mesh-listen 10.0.0.7:5051`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			policy, err := trust.policy()
 			if err != nil {

@@ -27,7 +27,7 @@ Nothing is left behind, also after Ctrl-C.`,
 		Example: `  spate demo
   spate demo --nodes 8 --size 256MiB --link 20MiB
   spate demo --model ./qwen --output json`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opts.Size, opts.Link, opts.Mount = int64(size), int64(link), true
 			if err := demo.CanMount(); err != nil {

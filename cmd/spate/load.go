@@ -20,7 +20,7 @@ func (a *app) loadCommand() *cobra.Command {
 		Use:    "load DIR SOURCE",
 		Short:  "Load a model as an engine does and compare every tensor with its source",
 		Hidden: true,
-		Args:   usageArgs(cobra.ExactArgs(2)),
+		Args:   a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := lab.Load(cmd.Context(), args[0], args[1], lab.LoadOptions{Start: time.Unix(0, start)})
 			if err != nil {

@@ -26,7 +26,7 @@ is verified before the first byte of it is seen. Unless --lazy is given the rest
 comes in the background. When a piece cannot be had in time the read fails with
 an input/output error; it never returns other bytes.`,
 		Example: `  spate mount 127.0.0.1:5000/qwen:v1 /mnt/qwen`,
-		Args:    usageArgs(cobra.ExactArgs(2)),
+		Args:    a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := filepath.Abs(args[1])
 			if err != nil {
@@ -59,7 +59,7 @@ func (a *app) umountCommand() *cobra.Command {
 		Short:   "Take a mount away",
 		Long:    "Take a mount of the agent away. What was fetched stays in its cache.",
 		Example: "  spate umount /mnt/qwen",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Args:    a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := filepath.Abs(args[0])
 			if err != nil {

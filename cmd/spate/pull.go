@@ -49,7 +49,7 @@ downloads each file whole from the registry, and names it once its digest is
 right. A file that is there already is kept when its digest is.`,
 		Example: `  spate pull 127.0.0.1:5000/qwen:v1 ./qwen
   spate pull --direct 127.0.0.1:5000/qwen:v1 ./qwen --key cosign.pub`,
-		Args: usageArgs(cobra.ExactArgs(2)),
+		Args: a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := filepath.Abs(args[1])
 			if err != nil {

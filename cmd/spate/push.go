@@ -49,7 +49,7 @@ it; its password comes from COSIGN_PASSWORD or the terminal. Without it nothing
 is signed, and agents will refuse the model until somebody signs it.`,
 		Example: `  cosign generate-key-pair
   spate push ./qwen 127.0.0.1:5000/qwen:v1 --sign-key cosign.key`,
-		Args: usageArgs(cobra.ExactArgs(2)),
+		Args: a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var signer signing.Signer
 			if signKey != "" {

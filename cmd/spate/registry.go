@@ -43,7 +43,7 @@ Blobs, manifests and unfinished uploads survive a restart. The tracker keeps
 nothing: agents tell it again.`,
 		Example: `  spate registry --data /var/lib/spate-registry
   spate registry --listen 0.0.0.0:5000 --tls-cert tls.crt --tls-key tls.key`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ln, err := listen.open()
 			if err != nil {

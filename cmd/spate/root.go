@@ -55,11 +55,8 @@ func (a *app) root() *cobra.Command {
   spate mount 127.0.0.1:5000/qwen:v1 /mnt/qwen`,
 		SilenceErrors: true, // execute prints them, once
 		SilenceUsage:  true,
-		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return a.configure(cmd.Flags())
-		},
-		Args: usageArgs(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:          a.args(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	f := cmd.PersistentFlags()
@@ -76,9 +73,13 @@ func (a *app) root() *cobra.Command {
 // usage marks err as a wrong command line.
 func usage(err error) error { return ui.WithCode(err, ui.ExitUsage) }
 
-// usageArgs is check whose errors are of wrong usage.
-func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
+// args is check whose errors are of wrong usage. Cobra calls it before all
+// else, so that the configuration is read here.
+func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
+		if err := a.configure(cmd.Flags()); err != nil {
+			return err
+		}
 		if err := check(cmd, args); err != nil {
 			return ui.WithHint(usage(err), fmt.Sprintf("see `%s --help`", cmd.CommandPath()))
 		}

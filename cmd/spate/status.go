@@ -23,7 +23,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Example: `  spate status
   spate status --watch
   spate status --output json`,
-		Args: usageArgs(cobra.NoArgs),
+		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c := agent.NewClient(data)
 			defer c.Close()

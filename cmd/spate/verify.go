@@ -31,7 +31,7 @@ func (a *app) verifyCommand() *cobra.Command {
 its manifest, the signature of its index, and the proof of every object's piece
 layer against its root. Exit code 0 means that the keys admit it, 3 that they do not.`,
 		Example: "  spate verify 127.0.0.1:5000/qwen:v1 --key cosign.pub",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Args:    a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			policy, err := trust.policy()
 			if err != nil {

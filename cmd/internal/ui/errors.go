@@ -53,6 +53,8 @@ type hintedError struct {
 
 func (e *hintedError) Unwrap() error { return e.error }
 
+func (e *hintedError) Hint() string { return e.hint }
+
 // WithHint returns err, nil when err is nil, with one sentence for people that
 // says what to do next. Its text stays as it was.
 func WithHint(err error, hint string) error {
@@ -62,11 +64,11 @@ func WithHint(err error, hint string) error {
 	return &hintedError{err, hint}
 }
 
-// Hint returns the outermost hint of err, or "".
+// Hint returns the outermost hint of err, or "". Any error can bring one along, by a method Hint.
 func Hint(err error) string {
-	var hinted *hintedError
+	var hinted interface{ Hint() string }
 	if errors.As(err, &hinted) {
-		return hinted.hint
+		return hinted.Hint()
 	}
 	return ""
 }

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/spate-project/spate/cmd/internal/lab"
+	"github.com/spate-project/spate/p2p/identity"
+	"github.com/spate-project/spate/signing/cosign"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"spate": main})
+}
+
+// TestScripts runs each command against real processes. The scripts are in
+// testdata/script; what they can say beyond testscript is below.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("..", "..", "testdata", "script"),
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("COSIGN_PASSWORD", "")
+			e.Setenv("HOME", e.WorkDir)
+			// A script that fails in the middle leaves its mounts.
+			e.Defer(func() { detachBelow(e.WorkDir) })
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":    exits,
+			"freeaddr": freeAddr,
+			"waitfor":  waitFor,
+			"keypair":  keyPair,
+			"meshcert": meshCert,
+			"model":    makeModel,
+			"flip":     flip,
+			"samedir":  sameDir,
+		},
+	})
+}
+
+// exits CODE PROGRAM ARG... runs a program that has to end with CODE.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	if exit, ok := err.(*exec.ExitError); ok {
+		code = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if want := args[0]; strconv.Itoa(code) != want {
+		ts.Fatalf("exit code %d, want %s\n%s", code, want, ts.ReadFile("stderr"))
+	}
+}
+
+// freeaddr VAR sets VAR to a loopback address that nothing listens on.
+func freeAddr(ts *testscript.TestScript, neg bool, args []string) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	ts.Setenv(args[0], ln.Addr().String())
+	ts.Check(ln.Close())
+}
+
+// waitfor URL|PATH|FILE=TEXT waits until a URL answers, a path exists, or a file contains a text.
+func waitFor(ts *testscript.TestScript, neg bool, args []string) {
+	ready := func() bool {
+		what := args[0]
+		if strings.HasPrefix(what, "http://") {
+			resp, err := http.Get(what)
+			if err != nil {
+				return false
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			return resp.StatusCode == http.StatusOK
+		}
+		_, err := os.Stat(ts.MkAbs(what))
+		return err == nil
+	}
+	for deadline := time.Now().Add(30 * time.Second); !ready(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s: not there after 30 s", args[0])
+		}
+	}
+}
+
+// keypair NAME makes NAME.key and NAME.pub, without a password.
+func keyPair(ts *testscript.TestScript, neg bool, args []string) {
+	private, public, err := cosign.GenerateKeyPair(nil)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".key"), private, 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".pub"), public, 0o644))
+}
+
+// meshcert NAME... makes one CA and a directory NAME with an identity for each; NAME=DURATION says how long it is valid.
+func meshCert(ts *testscript.TestScript, neg bool, args []string) {
+	ca, err := identity.NewCA("test mesh", time.Hour)
+	ts.Check(err)
+	for _, arg := range args {
+		name, text, given := strings.Cut(arg, "=")
+		life := time.Hour
+		if given {
+			life, err = time.ParseDuration(text)
+			ts.Check(err)
+		}
+		ts.Check(ca.Issue(ts.MkAbs(name), name, life))
+	}
+}
+
+// model DIR BYTES makes a model.
+func makeModel(ts *testscript.TestScript, neg bool, args []string) {
+	size, err := strconv.ParseInt(args[1], 10, 64)
+	ts.Check(err)
+	ts.Check(lab.Synthesize(context.Background(), ts.MkAbs(args[0]), size, lab.ModelOptions{}))
+}
+
+// flip GLOB OFFSET changes one bit of the only file that GLOB matches.
+func flip(ts *testscript.TestScript, neg bool, args []string) {
+	paths, err := filepath.Glob(ts.MkAbs(args[0]))
+	ts.Check(err)
+	if len(paths) != 1 {
+		ts.Fatalf("%s matches %v", args[0], paths)
+	}
+	off, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	b, err := os.ReadFile(paths[0])
+	ts.Check(err)
+	b[off] ^= 1
+	ts.Check(os.WriteFile(paths[0], b, 0o600))
+}
+
+// samedir A B fails unless every file of A is in B with the same bytes, and no other.
+func sameDir(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(ts.Exec("diff", "-r", ts.MkAbs(args[0]), ts.MkAbs(args[1])))
+}
+
+// detachBelow takes away whatever is still mounted below dir.
+func detachBelow(dir string) {
+	b, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], dir) {
+			if err := unix.Unmount(f[1], unix.MNT_DETACH); err != nil {
+				fmt.Fprintf(os.Stderr, "unmount %s: %v\n", f[1], err)
+			}
+		}
+	}
+}
