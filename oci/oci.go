@@ -3,6 +3,8 @@
 // serves, remote asks, model packs, index proves, layer expands.
 package oci
 
+import "strings"
+
 // CNCF ModelPack (model-spec, docs/spec.md): a model as an OCI image manifest.
 const (
 	// ArtifactTypeModel is the artifactType of a ModelPack manifest.
@@ -30,6 +32,27 @@ const (
 	// AnnotationFileMetadata holds a JSON object: name, mode, uid, gid, size, mtime, typeflag.
 	AnnotationFileMetadata = "org.cncf.model.file.metadata+json"
 )
+
+// SplitModelLayer splits the media type of a ModelPack layer into its kind, one
+// of the Layer constants, and its packing. It also knows the names that ModelPack
+// had before it joined the CNCF. ok is false for any other media type.
+func SplitModelLayer(mediaType string) (kind, packing string, ok bool) {
+	const prefix, legacyPrefix = "application/vnd.cncf.model.", "application/vnd.cnai.model."
+	if rest, ok := strings.CutPrefix(mediaType, legacyPrefix); ok {
+		mediaType = prefix + rest
+	}
+	for _, kind := range []string{LayerWeight, LayerWeightConfig, LayerDoc, LayerCode, LayerDataset} {
+		packing, ok := strings.CutPrefix(mediaType, kind)
+		if !ok {
+			continue
+		}
+		switch packing {
+		case PackingRaw, PackingTar, PackingTarGzip, PackingTarZstd:
+			return kind, packing, true
+		}
+	}
+	return "", "", false
+}
 
 // The index: the referrer that lists a manifest's objects with their roots.
 const (
