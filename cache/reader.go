@@ -1,0 +1,102 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// ReadAt reads verified bytes, and fetches nothing: where a piece of the range
+// is absent it reads none and the error is piece.ErrNotHere. Otherwise it is an io.ReaderAt.
+func (o *Object) ReadAt(p []byte, off int64) (int, error) {
+	first, last, err := o.pieces(off, int64(len(p)))
+	if err != nil {
+		return 0, err
+	}
+	for i := first; i < last; i++ {
+		if here, err := o.settle(i); err != nil {
+			return 0, err
+		} else if !here {
+			return 0, o.absent(i)
+		}
+	}
+	return o.read(p, off)
+}
+
+// ReadContext is ReadAt that waits for absent pieces as Ensure does.
+func (o *Object) ReadContext(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := o.Ensure(ctx, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return o.read(p, off)
+}
+
+// Ensure returns when every piece of the n bytes at off, cut to the object's
+// end, is present. Absent ones are fetched, several at a time; a piece that
+// somebody fetches already is waited for. The context governs the waiting: a
+// fetch goes on as long as anyone waits for it, within Options.FetchTimeout.
+// The error names the object, the piece and the cause; it is piece.ErrNotTrusted,
+// piece.ErrNotHere, a *piece.WrongBytesError or the disk's where that was the cause.
+func (o *Object) Ensure(ctx context.Context, off, n int64) error {
+	first, last, err := o.pieces(off, n)
+	if err != nil {
+		return err
+	}
+	lacking, err := o.lacking(first, last)
+	o.store.stats.hits.Add(int64(last - first - len(lacking)))
+	if err != nil || len(lacking) == 0 {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(o.store.opts.Flights)
+	for _, i := range lacking {
+		g.Go(func() error { return o.need(ctx, i) })
+	}
+	return g.Wait()
+}
+
+// lacking returns which of the pieces [first, last) are not present.
+func (o *Object) lacking(first, last int) ([]int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var lacking []int
+	for i := first; i < last; i++ {
+		if o.states[i] != present {
+			lacking = append(lacking, i)
+		}
+	}
+	return lacking, o.err
+}
+
+// pieces returns the pieces that hold the n bytes at off.
+func (o *Object) pieces(off, n int64) (first, last int, err error) {
+	if off < 0 || n < 0 {
+		return 0, 0, fmt.Errorf("read %d bytes at %d of object %s: out of range", n, off, o.object.Digest)
+	}
+	first, last = o.object.Range(off, n)
+	return first, last, nil
+}
+
+// read reads from the file what is known to be present.
+func (o *Object) read(p []byte, off int64) (int, error) {
+	if err := o.failed(); err != nil {
+		return 0, err
+	}
+	short := int64(len(p)) > o.object.Size-off
+	if short {
+		p = p[:max(0, o.object.Size-off)]
+	}
+	n, err := o.data.ReadAt(p, off)
+	switch {
+	case n < len(p):
+		if err == io.EOF { // somebody cut the file
+			err = io.ErrUnexpectedEOF
+		}
+		return n, fmt.Errorf("read object %s at %d: %w", o.object.Digest, off, o.store.explain(err))
+	case short:
+		return n, io.EOF
+	}
+	return n, nil
+}

@@ -1,0 +1,236 @@
+// Package cache keeps objects on a node's disk, piece by piece: the only place
+// that bytes are read from, shown from and passed on from.
+//
+// An object is one sparse file and one record of the pieces in it. Pieces come
+// in any order, whole (Object.Put) or in blocks (Object.WriteBlock and
+// Object.Commit), from whoever fetches them: a reader that touches an absent
+// piece starts one flight for it, which asks the object's Source, and everyone
+// who wants that piece waits for the same flight.
+//
+// # What holds
+//
+//   - No byte is readable before the hash of its piece matched the object's
+//     tree in this process. There is no way around that.
+//   - No byte of a piece changes between the hash that verified it and the end
+//     of the process, for as long as the piece is present.
+//   - What an earlier process recorded is a claim: each piece is hashed again
+//     before its first use. That is why nothing is ever synced: kill -9 loses
+//     the pieces in flight, a power cut perhaps more, and neither a flipped
+//     bit nor a lost write can reach a reader.
+//   - Broken local data is a miss: it is dropped, counted and fetched again.
+//   - A complete object is audited against its SHA-256. One that fails is moved
+//     to quarantine and refuses every read from then on.
+//
+// The files, and what is on disk when, are described in record.go.
+package cache
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/spate-project/spate/cache/piece"
+)
+
+// Options of a Store. The zero value is ready to use.
+type Options struct {
+	Logger *slog.Logger // nil: silent
+
+	// FetchTimeout is how long a piece may take to arrive, all tries together; 2 minutes when 0.
+	FetchTimeout time.Duration
+
+	// Flights is how many pieces one read waits for at a time; 16 when 0.
+	Flights int
+
+	// VerifyMemory bounds the bytes of pieces that are held in memory to be
+	// verified, though one piece is always allowed; 32 MiB when 0.
+	VerifyMemory int64
+}
+
+// A Store is a directory of objects that one process uses. It is safe for concurrent use.
+type Store struct {
+	dir   string
+	opts  Options
+	log   *slog.Logger
+	lock  *os.File
+	bufs  *buffers
+	stats counters
+	queue auditQueue
+
+	mu      sync.Mutex
+	objects map[piece.Digest]*Object // nil when closed
+}
+
+// Open opens the cache in dir, which is made if need be. It fails when another
+// process has it open. Run must be running for complete objects to be audited.
+func Open(dir string, opts Options) (*Store, error) {
+	opts.FetchTimeout = cmp.Or(opts.FetchTimeout, 2*time.Minute)
+	opts.Flights = cmp.Or(opts.Flights, 16)
+	opts.VerifyMemory = cmp.Or(opts.VerifyMemory, 32<<20)
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open cache: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "objects"), 0o700); err != nil {
+		return nil, fmt.Errorf("open cache %s: %w", dir, err)
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open cache %s: %w", dir, err)
+	}
+	return &Store{
+		dir: dir, opts: opts, log: opts.Logger, lock: lock,
+		bufs:    newBuffers(opts.VerifyMemory),
+		queue:   newAuditQueue(),
+		objects: make(map[piece.Digest]*Object),
+	}, nil
+}
+
+// lockDir takes dir for this process. The kernel gives the lock back when the process ends, however it ends.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		pid, _ := os.ReadFile(f.Name())
+		f.Close()
+		return nil, fmt.Errorf("process %s is using it: stop that one or name another directory", strings.TrimSpace(string(pid)))
+	case err != nil:
+		f.Close()
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := f.Truncate(0); err == nil {
+		fmt.Fprintln(f, os.Getpid()) // for the message above; the lock does not depend on it
+	}
+	return f, nil
+}
+
+// Close closes every object that is still open and gives the directory back.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	open := s.objects
+	s.objects = nil
+	var errs []error
+	for _, o := range open {
+		errs = append(errs, o.shut(fs.ErrClosed))
+	}
+	s.mu.Unlock()
+	for _, o := range open {
+		o.flying.Wait()
+	}
+	if open != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Open opens t's object, making its file if need be; src brings what is absent,
+// or nil when reads of absent pieces are to fail with piece.ErrNotHere. t's
+// root must be trusted. Each Open is to be matched by one Object.Close.
+//
+// An object that is open already is returned as it is, with the source that it
+// has; one that is open with another root or piece length is an error. Files on
+// disk that do not fit t are dropped and counted.
+func (s *Store) Open(t *piece.Tree, src Source) (*Object, error) {
+	want := t.Object()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.objects == nil {
+		return nil, fmt.Errorf("open object %s: cache %s: %w", want.Digest, s.dir, fs.ErrClosed)
+	}
+	if o := s.objects[want.Digest]; o != nil {
+		if have := o.object; have != want {
+			return nil, fmt.Errorf("open object %s: it is open as %d bytes in pieces of %d with root %s; asked for are %d bytes in pieces of %d with root %s",
+				want.Digest, have.Size, have.PieceLength, have.Root, want.Size, want.PieceLength, want.Root)
+		}
+		if err := o.failed(); err != nil {
+			return nil, fmt.Errorf("open object %s: %w", want.Digest, err)
+		}
+		o.refs++
+		return o, nil
+	}
+	if _, err := os.Stat(s.quarantinePath(want)); err == nil {
+		return nil, fmt.Errorf("open object %s: %w: it is in quarantine; remove %s to fetch it again",
+			want.Digest, &piece.WrongBytesError{Object: want.Digest, Piece: -1}, s.quarantinePath(want))
+	}
+	o, err := s.load(t, src)
+	if err != nil {
+		return nil, fmt.Errorf("open object %s: %w", want.Digest, s.explain(err))
+	}
+	s.objects[want.Digest] = o
+	return o, nil
+}
+
+// close ends one use of o.
+func (s *Store) close(o *Object) error {
+	s.mu.Lock()
+	if o.refs--; o.refs != 0 || s.objects == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	delete(s.objects, o.object.Digest)
+	// Nothing may be writing to the file any more when the object is opened anew.
+	err := o.shut(fs.ErrClosed)
+	s.mu.Unlock()
+	o.flying.Wait()
+	return err
+}
+
+// Objects returns the open objects, in order of their digests. They are borrowed: use them, do not close them.
+func (s *Store) Objects() []*Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	open := make([]*Object, 0, len(s.objects))
+	for _, o := range s.objects {
+		open = append(open, o)
+	}
+	slices.SortFunc(open, func(a, b *Object) int {
+		return slices.Compare(a.object.Digest[:], b.object.Digest[:])
+	})
+	return open
+}
+
+// Trees returns the trees of all objects on disk, so that a new process can
+// open again what an earlier one had. Each proves its object against its own
+// root; whether the root is trusted is the caller's to know. Records that
+// cannot be read are left out.
+func (s *Store) Trees() ([]*piece.Tree, error) {
+	paths, err := filepath.Glob(filepath.Join(s.dir, "objects", "??", "*", recordName))
+	if err != nil {
+		return nil, fmt.Errorf("list cache %s: %v", s.dir, err)
+	}
+	var trees []*piece.Tree
+	for _, p := range paths {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue
+		}
+		if t, _, err := parseRecord(b); err == nil {
+			trees = append(trees, t)
+		}
+	}
+	return trees, nil
+}
+
+func (s *Store) objectPath(d piece.Digest) string {
+	return filepath.Join(s.dir, "objects", d.Hex()[:2], d.Hex())
+}
+
+func (s *Store) quarantinePath(o piece.Object) string {
+	return filepath.Join(s.dir, "quarantine", o.Digest.Hex()+"."+o.Root.String())
+}

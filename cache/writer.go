@@ -1,0 +1,96 @@
+package cache
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spate-project/spate/cache/piece"
+)
+
+// Put writes a verified piece and records it present. A piece that is present
+// already is left alone. The piece's bytes are borrowed until Put returns. The
+// zero Verified and another object's are refused; any other error is of the
+// disk, and then the piece is not here.
+func (o *Object) Put(v piece.Verified) error {
+	if !v.Valid() {
+		return fmt.Errorf("put into object %s: the piece was not verified", o.object.Digest)
+	}
+	if v.Object() != o.object {
+		return fmt.Errorf("put into object %s: the piece is of object %s with root %s", o.object.Digest, v.Object().Digest, v.Object().Root)
+	}
+	i := v.Index()
+	if was, err := o.seal(i, false); err != nil || was == present {
+		return err
+	}
+	off, _ := o.object.Span(i)
+	if _, err := o.data.WriteAt(v.Bytes(), off); err != nil {
+		o.release(i, absent)
+		return o.diskFailed("write", i, err)
+	}
+	return o.enter(i)
+}
+
+// WriteBlock stores p, bytes of piece i that begin off bytes into it, in place
+// in the object's file, where nobody can read them before Commit. Blocks may
+// come in any order, twice, and from several goroutines. WriteBlock waits for
+// a Commit under way; a block that comes too late, when the piece is present,
+// is dropped without an error.
+func (o *Object) WriteBlock(i int, p []byte, off int64) error {
+	if _, err := o.settle(i); err != nil {
+		return err
+	}
+	start, n := o.object.Span(i)
+	if off < 0 || int64(len(p)) > n-off {
+		return fmt.Errorf("write %d bytes at %d of piece %d of object %s: the piece has %d bytes", len(p), off, i, o.object.Digest, n)
+	}
+	o.mu.Lock()
+	if o.err != nil || o.states[i] != absent {
+		defer o.mu.Unlock()
+		return o.err
+	}
+	o.writing[i]++
+	o.mu.Unlock()
+
+	_, err := o.data.WriteAt(p, start+off)
+
+	o.mu.Lock()
+	if o.writing[i]--; o.writing[i] == 0 {
+		delete(o.writing, i)
+		o.moved.Broadcast()
+	}
+	o.mu.Unlock()
+	if err != nil {
+		return o.diskFailed("write", i, err)
+	}
+	return nil
+}
+
+// Commit verifies what was written of piece i and records it present; from
+// then on nobody changes its bytes. A piece that is present already stays so.
+// When the bytes do not match, the error is a *piece.WrongBytesError without a
+// peer, and blocks may be written anew.
+func (o *Object) Commit(i int) error {
+	if was, err := o.seal(i, false); err != nil || was == present {
+		return err
+	}
+	if err := o.verify(i); err != nil {
+		o.release(i, absent)
+		if wrong := (*piece.WrongBytesError)(nil); errors.As(err, &wrong) {
+			o.store.stats.wrongBytes.Add(1)
+			return err
+		}
+		return o.diskFailed("read back", i, err)
+	}
+	return o.enter(i)
+}
+
+// enter records the sealed and verified piece i and makes it present.
+func (o *Object) enter(i int) error {
+	if err := o.record.set(i); err != nil {
+		o.release(i, absent)
+		return o.diskFailed("record", i, err)
+	}
+	o.store.stats.fetched.Add(1)
+	o.release(i, present)
+	return nil
+}
