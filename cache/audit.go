@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/spate-project/spate/cache/piece"
 )
@@ -43,7 +44,7 @@ func (q *auditQueue) take() []*Object {
 func (s *Store) Run(ctx context.Context) error {
 	for {
 		for _, o := range s.queue.take() {
-			if ctx.Err() == nil && o.failed() == nil {
+			if s.rest(ctx); ctx.Err() == nil && o.failed() == nil {
 				s.audit(ctx, o)
 			}
 		}
@@ -51,6 +52,26 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.queue.more:
+		}
+	}
+}
+
+// auditPatience is how long an audit waits for the cache to rest.
+const auditPatience = 10 * time.Minute
+
+// rest returns when no piece has come for a while, or after auditPatience.
+func (s *Store) rest(ctx context.Context) {
+	for begin := time.Now(); time.Since(begin) < auditPatience; {
+		before := s.stats.fetched.Load()
+		timer := time.NewTimer(s.opts.AuditQuiet)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		if s.stats.fetched.Load() == before {
+			return
 		}
 	}
 }

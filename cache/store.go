@@ -55,6 +55,11 @@ type Options struct {
 	// VerifyMemory bounds the bytes of pieces that are held in memory to be
 	// verified, though one piece is always allowed; 32 MiB when 0.
 	VerifyMemory int64
+
+	// AuditQuiet is for how long no piece must have come before a complete
+	// object is audited, so that audits take no time from readers; 5 seconds when 0.
+	// A cache that never rests audits all the same, after ten minutes of waiting.
+	AuditQuiet time.Duration
 }
 
 // A Store is a directory of objects that one process uses. It is safe for concurrent use.
@@ -77,6 +82,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	opts.FetchTimeout = cmp.Or(opts.FetchTimeout, 2*time.Minute)
 	opts.Flights = cmp.Or(opts.Flights, 16)
 	opts.VerifyMemory = cmp.Or(opts.VerifyMemory, 32<<20)
+	opts.AuditQuiet = cmp.Or(opts.AuditQuiet, 5*time.Second)
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -308,4 +310,31 @@ func TestDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	readAll(t, src.into, big)
+}
+
+func TestAuditWaitsForRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir(), Options{AuditQuiet: time.Minute})
+		done := openObject(t, s, treeOf(t, content(1, small), small), nil)
+		busy := openObject(t, s, treeOf(t, content(2, 3*small), small), nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- s.Run(ctx) }()
+		put(t, done, content(1, small), 0)
+		for i := range 3 {
+			time.Sleep(40 * time.Second)
+			put(t, busy, content(2, 3*small), i)
+			if synctest.Wait(); s.stats.audited.Load() != 0 {
+				t.Fatal("audited while pieces came")
+			}
+		}
+		time.Sleep(5 * time.Minute)
+		if synctest.Wait(); s.stats.audited.Load() != 2 {
+			t.Errorf("%d objects audited, want 2", s.stats.audited.Load())
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
 }
