@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/spate-project/spate/oci/registry"
 	"github.com/spate-project/spate/p2p/link"
@@ -55,6 +56,7 @@ nothing: agents tell it again.`,
 			if err != nil {
 				return err
 			}
+			defer reg.Close()
 			l := link.New(int64(limits.up), int64(limits.down))
 			mux := http.NewServeMux()
 			mux.Handle("/v2/", reg)
@@ -68,7 +70,10 @@ nothing: agents tell it again.`,
 			if err := a.announce(serving{ln.Addr().String(), data}, "registry"); err != nil {
 				return err
 			}
-			return serveUntil(cmd.Context(), &http.Server{Handler: mux}, l.Listener(ln))
+			g, ctx := errgroup.WithContext(cmd.Context())
+			g.Go(func() error { return reg.Run(ctx) })
+			g.Go(func() error { return serveUntil(ctx, &http.Server{Handler: mux}, l.Listener(ln)) })
+			return g.Wait()
 		},
 	}
 	f := cmd.Flags()
