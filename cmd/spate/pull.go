@@ -146,8 +146,10 @@ func (t *tasks) set(file string, n, size int64) {
 		it = &item{Task: t.progress.Task(file, size)}
 		t.items[file] = it
 	}
-	it.Add(n - it.at)
-	it.at = n
+	if n != it.at { // an Add starts the task
+		it.Add(n - it.at)
+		it.at = n
+	}
 }
 
 func (t *tasks) done(file string) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -41,14 +43,16 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":    exits,
-			"freeaddr": freeAddr,
-			"waitfor":  waitFor,
-			"keypair":  keyPair,
-			"meshcert": meshCert,
-			"model":    makeModel,
-			"flip":     flip,
-			"samedir":  sameDir,
+			"exits":     exits,
+			"freeaddr":  freeAddr,
+			"waitfor":   waitFor,
+			"keypair":   keyPair,
+			"meshcert":  meshCert,
+			"model":     makeModel,
+			"flip":      flip,
+			"samedir":   sameDir,
+			"tmpfs":     tmpfs,
+			"noprocess": noProcess,
 		},
 	})
 }
@@ -78,7 +82,7 @@ func freeAddr(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ln.Close())
 }
 
-// waitfor URL|PATH|FILE=TEXT waits until a URL answers, a path exists, or a file contains a text.
+// waitfor URL|GLOB waits until a URL answers or a path exists.
 func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	ready := func() bool {
 		what := args[0]
@@ -91,8 +95,9 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 			resp.Body.Close()
 			return resp.StatusCode == http.StatusOK
 		}
-		_, err := os.Stat(ts.MkAbs(what))
-		return err == nil
+		paths, err := filepath.Glob(ts.MkAbs(what))
+		ts.Check(err)
+		return len(paths) > 0
 	}
 	for deadline := time.Now().Add(30 * time.Second); !ready(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -131,12 +136,17 @@ func makeModel(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(lab.Synthesize(context.Background(), ts.MkAbs(args[0]), size, lab.ModelOptions{}))
 }
 
-// flip GLOB OFFSET changes one bit of the only file that GLOB matches.
+// flip GLOB OFFSET TEXT changes one bit, in place, of the only file that GLOB matches and that contains TEXT.
 func flip(ts *testscript.TestScript, neg bool, args []string) {
 	paths, err := filepath.Glob(ts.MkAbs(args[0]))
 	ts.Check(err)
+	paths = slices.DeleteFunc(paths, func(path string) bool {
+		b, err := os.ReadFile(path)
+		ts.Check(err)
+		return !bytes.Contains(b, []byte(args[2]))
+	})
 	if len(paths) != 1 {
-		ts.Fatalf("%s matches %v", args[0], paths)
+		ts.Fatalf("%s with %q matches %v", args[0], args[2], paths)
 	}
 	off, err := strconv.Atoi(args[1])
 	ts.Check(err)
@@ -149,6 +159,24 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 // samedir A B fails unless every file of A is in B with the same bytes, and no other.
 func sameDir(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("diff", "-r", ts.MkAbs(args[0]), ts.MkAbs(args[1])))
+}
+
+// noprocess TEXT fails when a process has TEXT in its command line.
+func noProcess(ts *testscript.TestScript, neg bool, args []string) {
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	ts.Check(err)
+	for _, path := range paths {
+		if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte(args[0])) {
+			ts.Fatalf("%s: %q", path, b)
+		}
+	}
+}
+
+// tmpfs DIR BYTES makes a file system with little room at DIR.
+func tmpfs(ts *testscript.TestScript, neg bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.Mkdir(dir, 0o700))
+	ts.Check(unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+args[1]))
 }
 
 // detachBelow takes away whatever is still mounted below dir.
