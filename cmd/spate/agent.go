@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"net"
+	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -15,7 +17,14 @@ import (
 	"github.com/spate-project/spate/signing/cosign"
 )
 
-const defaultAgentData = "/var/lib/spate"
+const (
+	defaultAgentData = "/var/lib/spate"
+
+	// agentMemory is what the agent's heap may grow to before the garbage
+	// collector works harder. Data lives in files; this is for what is on its
+	// way. GOMEMLIMIT overrides it.
+	agentMemory = 128 << 20
+)
 
 // trustFlags say whose signatures count.
 type trustFlags struct{ keys []string }
@@ -99,6 +108,9 @@ its owner can open. --listen serves the read-only status.`,
 				return err
 			}
 			defer ln.Close()
+			if os.Getenv("GOMEMLIMIT") == "" {
+				debug.SetMemoryLimit(agentMemory)
+			}
 			ag, err := agent.New(opts)
 			if err != nil {
 				return err
