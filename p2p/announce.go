@@ -17,33 +17,40 @@ const (
 	recheck = time.Second
 
 	announceRetry = 2 * time.Second
+
+	// shortest is the shortest interval between announces that a tracker may ask for.
+	shortest = 100 * time.Millisecond
 )
 
-// announce tells the tracker what this node holds, at once after a change and
+// announce tells the tracker what this node holds, soon after a change and
 // otherwise at the tracker's interval, and makes its peers known to the swarms.
 func (m *Mesh) announce(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	early := false // the next announce comes from a change
+	early := false   // the next announce comes from a change
+	failing := false // the next announce is a retry
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-m.wake:
-			early = true
-			timer.Reset(settle)
+			if !early && !failing {
+				early = true
+				timer.Reset(settle)
+			}
 			continue
 		case <-timer.C:
 		}
 		next, err := m.announceOnce(ctx)
 		switch {
+		case ctx.Err() != nil:
 		case err != nil:
 			m.log.Warn("the mesh's tracker cannot be reached; transfers go on with the peers at hand", "err", err)
 			next = announceRetry
 		case early:
 			next = min(next, recheck)
 		}
-		early = false
+		early, failing = false, err != nil
 		timer.Reset(next)
 	}
 }
@@ -75,5 +82,5 @@ func (m *Mesh) announceOnce(ctx context.Context) (time.Duration, error) {
 			mb.swarm.AddPeers(peers)
 		}
 	}
-	return max(time.Duration(p.Interval), time.Second), nil
+	return max(time.Duration(p.Interval), shortest), nil
 }

@@ -31,6 +31,10 @@ type Options struct {
 
 	// Readahead is how far beyond a waiting reader pieces are urgent too, in bytes.
 	Readahead int64 // 8 MiB when 0
+
+	// Patience is how long a fill waits for peers that send nothing before it
+	// draws from the origin what they are said to hold.
+	Patience time.Duration // 10 s when 0
 }
 
 // A Mesh brings pieces into the holdings that joined it. It is a cache's source.
@@ -52,18 +56,24 @@ type member struct {
 	object piece.Object
 	id     tracker.SwarmID
 	origin Origin
-	swarm  Swarm // nil without an engine
+	swarm  Swarm         // nil without an engine
+	gone   chan struct{} // closed when the object leaves the mesh
 
 	originBytes, originWrong atomic.Int64
 
-	progress atomic.Int64 // when the last piece came, in Unix nanoseconds
-
-	mu     sync.Mutex
-	fill   bool
-	ahead  int       // pieces before it are wanted Ahead or sooner
-	done   []int     // drawn from the origin, not yet reported
-	failed []int     // leased but not drawn, not yet reported
-	again  time.Time // no lease is asked for before
+	mu       sync.Mutex
+	fill     bool
+	first    int          // no piece below it is absent
+	ahead    int          // pieces before it are wanted Ahead or sooner
+	drawing  map[int]bool // pieces that this node draws from the origin now
+	done     []int        // drawn from the origin, not yet reported
+	failed   []int        // leased but not drawn, not yet reported
+	due      time.Time    // when done and failed are to be reported
+	again    time.Time    // the fill asks for no lease before
+	failures int          // draws that failed in a row
+	dry      time.Time    // since when the fill has got no lease and nothing from peers; zero when it has
+	received int64        // from peers, by then
+	wary     bool         // peers kept the fill waiting for too long once
 }
 
 // New returns a Mesh.
@@ -76,6 +86,9 @@ func New(opts Options) *Mesh {
 	}
 	if opts.Readahead == 0 {
 		opts.Readahead = 8 << 20
+	}
+	if opts.Patience == 0 {
+		opts.Patience = 10 * time.Second
 	}
 	if opts.Tracker == nil {
 		opts.Tracker = tracker.Local{Server: tracker.New(tracker.Options{Logger: opts.Logger})}
@@ -90,7 +103,8 @@ func New(opts Options) *Mesh {
 
 // JoinOptions say how an object takes part.
 type JoinOptions struct {
-	Origin Origin // required: where bytes come from that no peer holds
+	// Origin is where bytes come from that no peer holds. Required of the first Join.
+	Origin Origin
 
 	// Fill fetches the whole object in the background; without it only what is read is fetched.
 	Fill bool
@@ -98,7 +112,8 @@ type JoinOptions struct {
 
 // Join brings h's object into the mesh: what it holds is shared, what it lacks
 // is fetched into it. Joining an object that is in the mesh already may turn
-// Fill on and changes nothing else.
+// Fill on and changes nothing else. An object of no bytes needs no mesh, and
+// Join does nothing.
 func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	o := h.Tree().Object()
 	if o.Pieces() == 0 {
@@ -107,10 +122,14 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	mb := m.members[o.Digest]
-	if mb == nil {
-		mb = &member{Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin}
-		mb.progress.Store(time.Now().UnixNano())
-		h.OnPresent(func(int) { mb.progress.Store(time.Now().UnixNano()) })
+	switch {
+	case mb == nil && opts.Origin == nil:
+		return fmt.Errorf("join the swarm of object %s: it has no origin", o.Digest)
+	case mb == nil:
+		mb = &member{
+			Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin,
+			gone: make(chan struct{}), drawing: make(map[int]bool),
+		}
 		if m.opts.Engine != nil {
 			sw, err := m.opts.Engine.Join(h)
 			if err != nil {
@@ -120,6 +139,8 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 		}
 		m.members[o.Digest] = mb
 		m.order = append(m.order, mb)
+	case mb.object != o:
+		return fmt.Errorf("join the swarm of object %s: it is in the mesh already, with root %s and not %s", o.Digest, mb.object.Root, o.Root)
 	}
 	if opts.Fill {
 		mb.mu.Lock()
@@ -131,26 +152,37 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	return nil
 }
 
-// Leave takes an object out of the mesh: it is neither fetched nor shared any more.
+// Leave takes an object out of the mesh: it is neither fetched nor shared any
+// more, and Fetches that wait for it end.
 func (m *Mesh) Leave(d piece.Digest) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	mb := m.members[d]
+	if mb == nil {
+		return
+	}
 	delete(m.members, d)
 	m.order = slices.DeleteFunc(m.order, func(x *member) bool { return x == mb })
-	m.notify()
-	m.mu.Unlock()
-	if mb != nil && mb.swarm != nil {
-		mb.swarm.Leave()
+	close(mb.gone)
+	if mb.swarm != nil {
+		mb.swarm.Leave() // under the lock: the object may join again at once
 	}
+	m.notify()
 }
 
 // notify wakes the announcer and the drawers. The caller holds m.mu.
 func (m *Mesh) notify() {
-	close(m.changed)
-	m.changed = make(chan struct{})
+	m.stir()
 	m.hurry()
 }
 
+// stir wakes the drawers. The caller holds m.mu.
+func (m *Mesh) stir() {
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// hurry wakes the announcer.
 func (m *Mesh) hurry() {
 	select {
 	case m.wake <- struct{}{}:

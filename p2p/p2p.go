@@ -16,14 +16,15 @@ import (
 )
 
 // A Holding is one object's pieces on this node: where the mesh puts what it
-// brings and takes what it passes on. A cache's object is one.
-// It is safe for concurrent use.
+// brings and takes what it passes on. A cache's object is one. Whatever comes
+// in, a piece is present only with the bytes that the tree proves, and then
+// stays. It is safe for concurrent use.
 type Holding interface {
 	Reader
 	Writer
 
 	// OnPresent registers f to be called for each piece that becomes present
-	// from now on, without locks held.
+	// from now on, once a piece and without locks held.
 	OnPresent(f func(i int))
 }
 
@@ -35,12 +36,16 @@ type Reader interface {
 	// Wait returns when piece i is present, or with the context's error.
 	Wait(ctx context.Context, i int) error
 
-	// ReadAt reads verified bytes. The error is piece.ErrNotHere where a piece is absent.
+	// ReadAt reads verified bytes, as io.ReaderAt has it; none at all, and
+	// piece.ErrNotHere, where a piece of the range is absent.
 	ReadAt(p []byte, off int64) (int, error)
 }
 
-// A Writer takes pieces in, whole or block by block; nothing becomes readable unverified.
+// A Writer takes pieces in, whole or block by block; nothing becomes readable
+// unverified. All of its methods borrow the bytes that they are given, and do
+// nothing where the piece is present already.
 type Writer interface {
+	// Put stores a whole piece. It refuses the zero Verified and another object's.
 	Put(v piece.Verified) error
 
 	// WriteBlock stores bytes of piece i at off within the piece.
@@ -67,6 +72,7 @@ func (f OriginFunc) Range(ctx context.Context, off, n int64) (io.ReadCloser, err
 }
 
 // A Tracker introduces peers and leases origin pieces. *tracker.Client is one.
+// Lease's error is tracker.ErrUnknown when the node has to announce first.
 type Tracker interface {
 	Announce(ctx context.Context, a tracker.Announce) (tracker.Peers, error)
 	Lease(ctx context.Context, r tracker.LeaseRequest) (tracker.Lease, error)

@@ -47,9 +47,13 @@ func NewCA(name string, life time.Duration) (*CA, error) {
 }
 
 // Issue writes a new identity for node into dir, which is made when missing, in the form that Load reads.
-// The files are readable by their owner alone.
+// A node's name is of letters, digits, dashes, underscores and dots, and no IP
+// address. The files are readable by their owner alone.
 func (ca *CA) Issue(dir, node string, life time.Duration) error {
 	fail := func(err error) error { return fmt.Errorf("issue mesh identity of %s into %s: %w", node, dir, err) }
+	if err := checkName(node); err != nil {
+		return fail(err)
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fail(err)

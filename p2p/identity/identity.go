@@ -8,8 +8,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -20,6 +22,8 @@ const (
 	KeyFile  = "node.key" // its private key, PEM
 )
 
+const maxName = 253 // of DNS
+
 // An Identity is a node's certificate and the CA that it shares with its
 // peers. It is immutable and safe for concurrent use.
 type Identity struct {
@@ -29,8 +33,9 @@ type Identity struct {
 }
 
 // Load reads an identity from dir. It fails when a file is missing, when the
-// key does not fit the certificate, when the certificate is not of this CA,
-// and when it has expired: a node that no peer will accept should say so at once.
+// key does not fit the certificate, when the certificate is not of this CA or
+// names no node, and when it has expired or is not valid yet: a node that no
+// peer will accept should say so at once.
 func Load(dir string) (*Identity, error) {
 	caPEM, err := os.ReadFile(filepath.Join(dir, CAFile))
 	if err != nil {
@@ -58,7 +63,22 @@ func nameOf(c *x509.Certificate) (string, error) {
 	if len(c.DNSNames) == 0 {
 		return "", errors.New("the certificate carries no node name (a DNS subject alternative name)")
 	}
-	return c.DNSNames[0], nil
+	name := c.DNSNames[0]
+	return name, checkName(name)
+}
+
+// checkName reports whether peers can verify a certificate by this name.
+func checkName(s string) error {
+	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
+	switch {
+	case s == "" || len(s) > maxName:
+		return fmt.Errorf("a node name of %d bytes: want 1 to %d", len(s), maxName)
+	case strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune(allowed, r) }):
+		return fmt.Errorf("node name %q: want letters, digits, dashes, underscores and dots only", s)
+	case net.ParseIP(s) != nil:
+		return fmt.Errorf("node name %q is an IP address: want a name", s)
+	}
+	return nil
 }
 
 // Name returns the node's name within the mesh.
@@ -84,12 +104,16 @@ func (id *Identity) Check(now time.Time) error {
 			inter.AddCert(c)
 		}
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots: id.ca, Intermediates: inter, CurrentTime: now,
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-	if err != nil {
-		return fmt.Errorf("the mesh certificate of %s does not verify against its CA: %w", id.name, err)
+	// A node both dials and accepts, so both usages are needed.
+	for _, use := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		_, err := leaf.Verify(x509.VerifyOptions{
+			DNSName: id.name,
+			Roots:   id.ca, Intermediates: inter, CurrentTime: now,
+			KeyUsages: []x509.ExtKeyUsage{use},
+		})
+		if err != nil {
+			return fmt.Errorf("the mesh certificate of %s does not verify against its CA: %w", id.name, err)
+		}
 	}
 	return nil
 }

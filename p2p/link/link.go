@@ -18,8 +18,9 @@ import (
 // against a second of any link worth limiting, so that connections take turns.
 const chunk = 32 << 10
 
-// A Link limits and counts bytes. It is safe for concurrent use. Time spent
-// waiting for the limit does not count against a connection's deadlines.
+// A Link limits and counts bytes. It is safe for concurrent use. A connection's
+// deadline does not end its wait for the limit, only its being closed does; a
+// deadline that passed meanwhile fails the write that follows.
 type Link struct {
 	up, down         *rate.Limiter // nil is no limit
 	sent, received   atomic.Int64
@@ -102,9 +103,9 @@ type conn struct {
 	closed chan struct{} // closed with the connection, so that no waiter outlives it
 }
 
-// wait takes n tokens of lim and reports whether the connection is still open.
-func (c *conn) wait(lim *rate.Limiter, n int) bool {
-	delay := lim.ReserveN(time.Now(), n).Delay()
+// wait returns when r's tokens are due, and reports whether the connection is open still.
+func (c *conn) wait(r *rate.Reservation) bool {
+	delay := r.Delay()
 	if delay == 0 {
 		return true
 	}
@@ -124,10 +125,8 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	c.link.received.Add(int64(n))
-	if n > 0 && c.link.down != nil {
-		if !c.wait(c.link.down, n) && err == nil {
-			err = net.ErrClosed
-		}
+	if n > 0 && c.link.down != nil && !c.wait(c.link.down.ReserveN(time.Now(), n)) && err == nil {
+		err = net.ErrClosed
 	}
 	return n, err
 }
@@ -140,7 +139,9 @@ func (c *conn) Write(p []byte) (n int, err error) {
 	}
 	for len(p) > 0 {
 		part := p[:min(len(p), chunk)]
-		if !c.wait(c.link.up, len(part)) {
+		tokens := c.link.up.ReserveN(time.Now(), len(part))
+		if !c.wait(tokens) {
+			tokens.Cancel()
 			return n, net.ErrClosed
 		}
 		m, err := c.Conn.Write(part)

@@ -4,7 +4,9 @@ package p2ptest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 
@@ -93,11 +95,14 @@ func (h *Holding) Tree() *piece.Tree { return h.tree }
 func (h *Holding) Has(i int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.has[i]
+	return i >= 0 && i < len(h.has) && h.has[i]
 }
 
 // Wait returns when piece i is present.
 func (h *Holding) Wait(ctx context.Context, i int) error {
+	if err := h.check(i); err != nil {
+		return err
+	}
 	for {
 		h.mu.Lock()
 		has, changed := h.has[i], h.changed
@@ -123,8 +128,11 @@ func (h *Holding) WaitAll(ctx context.Context) error {
 	return nil
 }
 
-// ReadAt reads present pieces.
+// ReadAt reads present pieces, as io.ReaderAt has it.
 func (h *Holding) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read at %d", off)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	first, last := h.tree.Object().Range(off, int64(len(p)))
@@ -133,30 +141,35 @@ func (h *Holding) ReadAt(p []byte, off int64) (int, error) {
 			return 0, fmt.Errorf("piece %d: %w", i, piece.ErrNotHere)
 		}
 	}
-	return copy(p, h.data[off:]), nil
+	n := copy(p, h.data[min(off, int64(len(h.data))):])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 // Put stores a whole piece.
 func (h *Holding) Put(v piece.Verified) error {
 	if !v.Valid() || v.Object() != h.tree.Object() {
-		return fmt.Errorf("put: not a verified piece of this object")
+		return errors.New("put: not a verified piece of this object")
 	}
-	h.mu.Lock()
-	off, _ := h.tree.Object().Span(v.Index())
-	copy(h.data[off:], v.Bytes())
-	h.mu.Unlock()
-	h.present(v.Index())
-	return nil
+	return h.enter(v.Index(), func(at []byte) error {
+		copy(at, v.Bytes())
+		return nil
+	})
 }
 
 // WriteBlock stores part of a piece that is not present.
 func (h *Holding) WriteBlock(i int, p []byte, off int64) error {
+	if err := h.check(i); err != nil {
+		return err
+	}
+	at, n := h.tree.Object().Span(i)
+	if off < 0 || off > n || int64(len(p)) > n-off {
+		return fmt.Errorf("write %d bytes at %d of a piece of %d", len(p), off, n)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	at, n := h.tree.Object().Span(i)
-	if off < 0 || off+int64(len(p)) > n {
-		return fmt.Errorf("block [%d,%d) of a piece of %d bytes", off, off+int64(len(p)), n)
-	}
 	if !h.has[i] {
 		copy(h.data[at+off:], p)
 	}
@@ -165,19 +178,13 @@ func (h *Holding) WriteBlock(i int, p []byte, off int64) error {
 
 // Commit verifies piece i and makes it present.
 func (h *Holding) Commit(i int) error {
-	h.mu.Lock()
-	if h.has[i] {
-		h.mu.Unlock()
-		return nil
-	}
-	off, n := h.tree.Object().Span(i)
-	_, err := h.tree.Verify(i, h.data[off:off+n])
-	h.mu.Unlock()
-	if err != nil {
+	if err := h.check(i); err != nil {
 		return err
 	}
-	h.present(i)
-	return nil
+	return h.enter(i, func(at []byte) error {
+		_, err := h.tree.Verify(i, at)
+		return err
+	})
 }
 
 // OnPresent registers f.
@@ -187,11 +194,24 @@ func (h *Holding) OnPresent(f func(int)) {
 	h.watchers = append(h.watchers, f)
 }
 
-func (h *Holding) present(i int) {
+func (h *Holding) check(i int) error {
+	if i < 0 || i >= len(h.has) {
+		return fmt.Errorf("piece %d of %d", i, len(h.has))
+	}
+	return nil
+}
+
+// enter makes piece i present once fill, given its place, has put or found the right bytes there.
+func (h *Holding) enter(i int, fill func(at []byte) error) error {
+	off, n := h.tree.Object().Span(i)
 	h.mu.Lock()
 	if h.has[i] {
 		h.mu.Unlock()
-		return
+		return nil
+	}
+	if err := fill(h.data[off : off+n]); err != nil {
+		h.mu.Unlock()
+		return err
 	}
 	h.has[i] = true
 	h.count++
@@ -202,4 +222,5 @@ func (h *Holding) present(i int) {
 	for _, f := range watchers {
 		f(i)
 	}
+	return nil
 }

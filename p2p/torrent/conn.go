@@ -4,11 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/spate-project/spate/p2p/identity"
 	"github.com/spate-project/spate/p2p/link"
@@ -48,12 +51,12 @@ type conn struct {
 func (c conn) RemoteAddr() net.Addr { return c.peer }
 
 // secure ends the handshake and returns the connection under the peer's name.
-func secure(c *tls.Conn) (net.Conn, error) {
-	c.SetDeadline(time.Now().Add(handshakeTimeout))
-	if err := c.Handshake(); err != nil {
+func secure(ctx context.Context, c *tls.Conn) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	c.SetDeadline(time.Time{})
 	name, err := identity.PeerName(c.ConnectionState())
 	if err != nil {
 		return nil, err
@@ -61,20 +64,42 @@ func secure(c *tls.Conn) (net.Conn, error) {
 	return conn{c, peerAddr(name)}, nil
 }
 
+// A refusals logs connections that TLS refused. Where certificates are wrong
+// there are many: every swarm tries every peer at every announce.
+type refusals struct {
+	log       *slog.Logger
+	sometimes rate.Sometimes
+}
+
+func newRefusals(log *slog.Logger) *refusals {
+	return &refusals{log: log, sometimes: rate.Sometimes{First: 10, Interval: 10 * time.Second}}
+}
+
+func (r *refusals) warn(args ...any) {
+	r.sometimes.Do(func() { r.log.Warn("refused a connection to the mesh", args...) })
+}
+
 // A dialer connects to peers by the name that they have in the mesh.
 type dialer struct {
-	id   *identity.Identity
-	link *link.Link
+	id       *identity.Identity
+	link     *link.Link
+	refusals *refusals
 
 	mu    sync.Mutex
 	known map[string]tracker.Peer // by peerAddr's string
 }
+
+// maxKnown bounds the peers whose addresses are remembered; trackers tell them again.
+const maxKnown = 1 << 16
 
 // learn remembers where a peer is and returns the address by which Dial finds it.
 func (d *dialer) learn(p tracker.Peer) peerAddr {
 	a := peerAddr(p.Node)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if len(d.known) == maxKnown {
+		clear(d.known)
+	}
 	d.known[a.String()] = p
 	return a
 }
@@ -87,17 +112,25 @@ func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	if !ok {
 		return nil, fmt.Errorf("dial %s: no such peer", addr)
 	}
+	// Peers would only hang up: in TLS 1.3 the dialler is done before it is checked.
+	if err := d.id.Check(time.Now()); err != nil {
+		d.refusals.warn("peer", p.Node, "addr", p.Addr, "err", err)
+		return nil, err
+	}
 	var nd net.Dialer
 	raw, err := d.link.Dial(nd.DialContext)(ctx, "tcp", p.Addr)
 	if err != nil {
 		return nil, err
 	}
-	c, err := secure(tls.Client(raw, d.id.Client(p.Node)))
+	c, err := secure(ctx, tls.Client(raw, d.id.Client(p.Node)))
 	if err == nil && c.RemoteAddr() != net.Addr(peerAddr(p.Node)) {
 		err = fmt.Errorf("it is named %s", nameAt(c.RemoteAddr()))
 	}
 	if err != nil {
 		raw.Close()
+		if ctx.Err() == nil {
+			d.refusals.warn("peer", p.Node, "addr", p.Addr, "err", err)
+		}
 		return nil, fmt.Errorf("dial peer %s at %s: %w", p.Node, p.Addr, err)
 	}
 	return c, nil
@@ -112,42 +145,56 @@ type listener struct {
 	net.Listener // behind the link
 	tls          *tls.Config
 	log          *slog.Logger
+	refusals     *refusals
 	conns        chan net.Conn
 	once         sync.Once
 	closed       chan struct{}
 }
 
-func newListener(opts Options) *listener {
+func newListener(opts Options, refusals *refusals) *listener {
 	return &listener{
 		Listener: opts.Link.Listener(opts.Listener),
 		tls:      opts.Identity.Server(),
 		log:      opts.Logger,
+		refusals: refusals,
 		conns:    make(chan net.Conn),
 		closed:   make(chan struct{}),
 	}
 }
 
-// run takes connections in until the listener is closed.
-func (l *listener) run() {
+// run takes connections in until ctx ends, then closes the listener and every
+// connection that the engine has not taken. The error is the context's, or
+// that somebody else closed the listener.
+func (l *listener) run(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	var shakes sync.WaitGroup
+	defer shakes.Wait()
 	for {
 		raw, err := l.Listener.Accept()
-		if err == nil {
-			go l.shake(raw)
+		switch {
+		case err == nil:
+			shakes.Go(func() { l.shake(ctx, raw) })
 			continue
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, net.ErrClosed):
+			l.Close()
+			return fmt.Errorf("accept peers: %w", err)
 		}
+		l.log.Error("accept a peer", "err", err) // out of file descriptors, most likely
 		select {
-		case <-l.closed:
-			return
-		case <-time.After(100 * time.Millisecond): // out of file descriptors, most likely
-			l.log.Error("accept a peer", "err", err)
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
 
-func (l *listener) shake(raw net.Conn) {
-	c, err := secure(tls.Server(raw, l.tls))
+func (l *listener) shake(ctx context.Context, raw net.Conn) {
+	c, err := secure(ctx, tls.Server(raw, l.tls))
 	if err != nil {
-		l.log.Warn("refused a connection to the mesh", "addr", raw.RemoteAddr(), "err", err)
+		if ctx.Err() == nil {
+			l.refusals.warn("addr", raw.RemoteAddr(), "err", err)
+		}
 		raw.Close()
 		return
 	}
@@ -168,7 +215,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close stops accepting. It is called once.
+// Close stops accepting.
 func (l *listener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return l.Listener.Close()

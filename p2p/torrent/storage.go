@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/anacrolix/torrent/storage"
@@ -52,17 +53,18 @@ func (p stored) WriteAt(b []byte, off int64) (int, error) {
 
 // WriteTo shows the piece to the engine's own hash once all its blocks are
 // there. The holding verifies it first, against the proven tree: that decides.
-// A piece that fails is shown as bytes that cannot match, so that the engine
-// fails it too, blames its senders and asks for it again.
+// A piece that fails is shown as no bytes at all, which cannot match, so that
+// the engine fails it too, blames its senders and asks for it again.
 func (p stored) WriteTo(w io.Writer) (int64, error) {
 	off, n := p.object.Span(p.index)
-	if err := p.commit(); err != nil {
-		if _, wrong := errors.AsType[*piece.WrongBytesError](err); !wrong {
-			return 0, err
-		}
-		hash := p.holding.Tree().Hash(p.index)
-		junk := strings.Repeat(string(hash[:]), int(n)/len(hash)+1)[:n]
-		return io.Copy(w, strings.NewReader(junk))
+	err := p.commit()
+	if _, wrong := errors.AsType[*piece.WrongBytesError](err); wrong {
+		return 0, nil
+	}
+	if err != nil {
+		// The engine would ask for the piece again at once. Its locks are held here.
+		go p.writeFailed(err)
+		return 0, err
 	}
 	return io.Copy(w, io.NewSectionReader(p.holding, off, n))
 }
@@ -96,8 +98,17 @@ func (p stored) MarkComplete() error {
 	return nil
 }
 
-// MarkNotComplete changes nothing: the holding knows what it holds.
-func (p stored) MarkNotComplete() error { return nil }
+// MarkNotComplete is called when the engine's hash failed, just before the
+// engine takes the piece for absent. It may have come from the origin
+// meanwhile; then the engine is told again.
+func (p stored) MarkNotComplete() error {
+	time.AfterFunc(time.Second, func() {
+		if p.holding.Has(p.index) {
+			p.present(p.index)
+		}
+	})
+	return nil
+}
 
 // Completion reports what the holding has verified.
 func (p stored) Completion() storage.Completion {

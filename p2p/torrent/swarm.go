@@ -25,10 +25,14 @@ type swarm struct {
 	torrent *anacrolix.Torrent
 
 	refused atomic.Int64
+	resting atomic.Bool
 
 	mu      sync.Mutex
 	senders map[int][]string // who sent blocks of a piece that is not whole yet
 	own     map[int]bool     // pieces that this swarm is committing
+
+	life sync.RWMutex // held to read while the torrent is told something
+	left bool
 }
 
 var priorities = [...]types.PiecePriority{
@@ -78,17 +82,39 @@ func (s *swarm) Stats() p2p.SwarmStats {
 }
 
 func (s *swarm) Leave() {
+	s.forget()
 	s.engine.swarms.Delete(s.torrent)
 	s.torrent.Drop()
+}
+
+// forget ends what the holding tells the torrent. The holding keeps its
+// watchers, and may be in another swarm by the next time it calls them: in the
+// middle of a commit, say, where the engine's lock must not be asked for.
+func (s *swarm) forget() {
+	s.life.Lock()
+	defer s.life.Unlock()
+	s.left = true
 }
 
 // present tells peers of a piece that came into the holding from elsewhere.
 func (s *swarm) present(i int) {
 	s.mu.Lock()
 	own := s.own[i]
+	if !own {
+		delete(s.senders, i)
+	}
 	s.mu.Unlock()
 	if !own {
-		s.torrent.Piece(i).UpdateCompletion()
+		s.alive(s.torrent.Piece(i).UpdateCompletion)
+	}
+}
+
+// alive calls f unless the swarm was left.
+func (s *swarm) alive(f func()) {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if !s.left {
+		f()
 	}
 }
 
@@ -106,11 +132,17 @@ func (e *Engine) received(ev anacrolix.ReceivedUsefulDataEvent) {
 	}
 }
 
-// writeFailed is told when a block could not be stored, as on a full disk. The
-// object's download rests; what the node holds stays shared.
+// writeFailed is told when a block or a piece could not be stored, as on a full
+// disk. The object's download rests; what the node holds stays shared.
 func (s *swarm) writeFailed(err error) {
-	s.engine.opts.Logger.Error("store a block from a peer; the object's download rests",
+	if s.resting.Swap(true) {
+		return
+	}
+	s.engine.opts.Logger.Error("store what a peer sent; the object's download rests",
 		"object", s.object.Digest, "rest", writePause, "err", err)
-	s.torrent.DisallowDataDownload()
-	time.AfterFunc(writePause, s.torrent.AllowDataDownload)
+	s.alive(s.torrent.DisallowDataDownload)
+	time.AfterFunc(writePause, func() {
+		s.resting.Store(false)
+		s.alive(s.torrent.AllowDataDownload)
+	})
 }

@@ -9,6 +9,7 @@
 package torrent
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -50,6 +51,7 @@ const (
 type Options struct {
 	Identity *identity.Identity // who this node is; required
 	Listener net.Listener       // where peers connect; the engine closes it
+	Addr     string             // where peers reach the listener, host:port; its own address when empty
 	Link     *link.Link         // the node's bandwidth limits; required
 	Logger   *slog.Logger       // required
 }
@@ -62,14 +64,19 @@ type Engine struct {
 	dial   *dialer
 
 	swarms sync.Map // *anacrolix.Torrent to *swarm
+
+	life  sync.RWMutex // held to read while a swarm is joined
+	ended bool         // Run has returned, or is about to
 }
 
 var _ p2p.Engine = (*Engine)(nil)
 
-// New returns an Engine. Peers are accepted from Run on.
+// New returns an Engine. Peers are accepted from Run on, and only Run's end
+// frees what the engine took, so that it must be called.
 func New(opts Options) (*Engine, error) {
 	e := &Engine{opts: opts}
-	e.dial = &dialer{id: opts.Identity, link: opts.Link, known: make(map[string]tracker.Peer)}
+	refusals := newRefusals(opts.Logger)
+	e.dial = &dialer{id: opts.Identity, link: opts.Link, refusals: refusals, known: make(map[string]tracker.Peer)}
 
 	name := sha256.Sum256([]byte(opts.Identity.Name()))
 	cfg := anacrolix.NewDefaultClientConfig()
@@ -78,6 +85,7 @@ func New(opts Options) (*Engine, error) {
 	cfg.DisableTCP, cfg.DisableUTP, cfg.NoDHT, cfg.DisablePEX = true, true, true, true
 	cfg.DisableTrackers, cfg.DisableWebtorrent, cfg.DisableWebseeds = true, true, true
 	cfg.NoDefaultPortForwarding = true
+	cfg.DefaultStorage = noStorage{}
 	cfg.DialForPeerConns = false // only by our own dialer
 	cfg.HeaderObfuscationPolicy = anacrolix.HeaderObfuscationPolicy{RequirePreferred: true}
 	cfg.Seed = true
@@ -87,6 +95,7 @@ func New(opts Options) (*Engine, error) {
 	cfg.StealRequestGrace = 2 * time.Second
 	cfg.MaxAllocPeerRequestDataPerConn = 2 << 20
 	cfg.EstablishedConnsPerTorrent = maxPeers
+	cfg.DropDuplicatePeerIds = true
 	cfg.DialRateLimiter = rate.NewLimiter(200, 200)
 	cfg.HandshakesTimeout = 20 * time.Second
 	cfg.DefaultStorage = noStorage{} // or the engine opens a database in the working directory
@@ -99,35 +108,49 @@ func New(opts Options) (*Engine, error) {
 	if e.client, err = anacrolix.NewClient(cfg); err != nil {
 		return nil, fmt.Errorf("start the mesh engine: %w", err)
 	}
-	e.listen = newListener(opts)
+	e.listen = newListener(opts, refusals)
 	e.client.AddDialer(e.dial)
 	e.client.AddListener(e.listen)
 	return e, nil
 }
 
 // Run accepts peers until ctx ends, then closes every connection and the
-// listener. It returns the context's error.
+// listener. It returns the context's error, and ends early only when somebody
+// else closes the listener.
 func (e *Engine) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { e.listen.Close() })
-	defer stop()
-	e.listen.run()
-	return errors.Join(append(e.client.Close(), ctx.Err())...)
+	err := e.listen.run(ctx)
+	e.life.Lock()
+	e.ended = true
+	e.life.Unlock()
+	e.swarms.Range(func(_, s any) bool {
+		s.(*swarm).forget()
+		return true
+	})
+	return errors.Join(append(e.client.Close(), err)...)
 }
 
 // Addr returns where peers reach this node.
-func (e *Engine) Addr() string { return e.opts.Listener.Addr().String() }
+func (e *Engine) Addr() string { return cmp.Or(e.opts.Addr, e.opts.Listener.Addr().String()) }
 
-// Join enters the swarm of h's object.
+// Join enters the swarm of h's object. It fails after Run has returned.
 func (e *Engine) Join(h p2p.Holding) (p2p.Swarm, error) {
 	o := h.Tree().Object()
 	info, err := infoOf(o)
 	if err != nil {
 		return nil, err
 	}
-	hash := infohash_v2.HashBytes(info)
+	e.life.RLock()
+	defer e.life.RUnlock()
+	if e.ended {
+		return nil, errors.New("the mesh engine has ended")
+	}
 	s := &swarm{engine: e, holding: h, object: o, senders: make(map[int][]string), own: make(map[int]bool)}
 	opts := anacrolix.AddTorrentOpts{
-		InfoHashV2: g.Some(hash), InfoBytes: info,
+		// Peers meet under the info dictionary's SHA-1. Under its SHA-256 the
+		// engine would look for missing piece hashes before each message it
+		// writes, piece by piece; here none is ever missing.
+		InfoHash:   metainfo.HashBytes(info),
+		InfoHashV2: g.Some(infohash_v2.HashBytes(info)), InfoBytes: info,
 		Storage:   s,
 		ChunkSize: pp.Integer(min(blockSize, o.PieceLength)),
 	}
@@ -139,11 +162,17 @@ func (e *Engine) Join(h p2p.Holding) (p2p.Swarm, error) {
 		<-joined
 		s.present(i)
 	})
+	defer close(joined)
 	t, isNew := e.client.AddTorrentOpt(opts)
 	s.torrent = t
-	close(joined)
-	if !isNew {
+	switch {
+	case !isNew:
+		s.left = true
 		return nil, fmt.Errorf("object %s is in its swarm already", o.Digest)
+	case t.Info() == nil:
+		s.left = true
+		t.Drop()
+		return nil, fmt.Errorf("object %s: the engine refuses its info dictionary", o.Digest)
 	}
 	e.swarms.Store(t, s)
 	t.SetOnWriteChunkError(s.writeFailed)

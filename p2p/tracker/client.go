@@ -9,101 +9,161 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync/atomic"
+	"sync"
+	"time"
 )
 
 // ErrUnknown says that the tracker does not know the node in this swarm, as
 // after a restart: announce, then ask again.
 var ErrUnknown = errors.New("the tracker does not know this node yet")
 
+const (
+	// attempt is how long one tracker may take to answer before the next is asked.
+	attempt = 5 * time.Second
+
+	// rest is how long a tracker that failed is asked last, and may take no
+	// longer than probe to answer.
+	rest  = 30 * time.Second
+	probe = time.Second
+)
+
 // A Client talks to one or more trackers (BEP 12's list, one tier). It
 // announces to all of them; leases come from one at a time, the first in the
 // list that answers, so that all nodes with the same list draw from the same
 // one. It is safe for concurrent use.
 type Client struct {
-	urls    []string
-	http    *http.Client
-	current atomic.Int32 // which of urls gave the last lease
+	urls []string
+	http *http.Client
+
+	mu      sync.Mutex
+	resting []time.Time // until when each of urls is asked last
 }
 
 // NewClient returns a client of the trackers at the given base URLs.
 func NewClient(hc *http.Client, urls ...string) *Client {
-	c := &Client{http: hc}
+	c := &Client{http: hc, resting: make([]time.Time, len(urls))}
 	for _, u := range urls {
 		c.urls = append(c.urls, strings.TrimSuffix(u, "/"))
 	}
 	return c
 }
 
-// Announce tells every tracker and returns all the peers that they know. It
-// fails only when no tracker answered.
+// Announce tells every tracker and returns all the peers that they know, with
+// the shortest of their intervals. It fails only when no tracker answered.
 func (c *Client) Announce(ctx context.Context, a Announce) (Peers, error) {
-	var all Peers
-	var errs []error
-	for _, u := range c.urls {
-		var p Peers
-		if err := c.post(ctx, u+AnnouncePath, a, &p); err != nil {
-			errs = append(errs, err)
+	answers := make([]Peers, len(c.urls))
+	errs := make([]error, len(c.urls))
+	var wg sync.WaitGroup
+	for i := range c.urls {
+		wg.Go(func() { errs[i] = c.post(ctx, i, AnnouncePath, a, &answers[i]) })
+	}
+	wg.Wait()
+	all := Peers{Swarms: make(map[SwarmID][]Peer)}
+	answered := false
+	for i, p := range answers {
+		if errs[i] != nil {
 			continue
 		}
-		if all.Swarms == nil {
-			all = p
-			continue
+		if !answered || p.Interval < all.Interval {
+			all.Interval = p.Interval
 		}
+		answered = true
 		for id, peers := range p.Swarms {
 			all.Swarms[id] = append(all.Swarms[id], peers...)
 		}
 	}
-	if all.Swarms == nil {
+	if !answered {
 		return Peers{}, fmt.Errorf("announce to the mesh: %w", errors.Join(errs...))
 	}
 	return all, nil
 }
 
-// Lease asks the current tracker, and the next ones in turn when it fails.
+// Lease asks the first tracker, and the next ones in turn when it fails.
 // The error is ErrUnknown when the node has to announce first.
 func (c *Client) Lease(ctx context.Context, r LeaseRequest) (Lease, error) {
 	var errs []error
-	first := int(c.current.Load())
-	for k := range c.urls {
-		at := (first + k) % len(c.urls)
+	for _, i := range c.order() {
 		var l Lease
-		err := c.post(ctx, c.urls[at]+LeasePath, r, &l)
+		err := c.post(ctx, i, LeasePath, r, &l)
 		if err == nil || errors.Is(err, ErrUnknown) {
-			c.current.Store(int32(at))
 			return l, err
 		}
 		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	return Lease{}, fmt.Errorf("lease origin pieces: %w", errors.Join(errs...))
 }
 
-func (c *Client) post(ctx context.Context, url string, in, out any) error {
+// order returns the trackers as they are to be asked: by the list, those that failed lately last.
+func (c *Client) order() []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	var order, last []int
+	for i, until := range c.resting {
+		if now.Before(until) {
+			last = append(last, i)
+		} else {
+			order = append(order, i)
+		}
+	}
+	return append(order, last...)
+}
+
+// post asks tracker i and remembers whether it answered.
+func (c *Client) post(ctx context.Context, i int, path string, in, out any) error {
+	limit := attempt
+	c.mu.Lock()
+	if time.Now().Before(c.resting[i]) {
+		limit = probe
+	}
+	c.mu.Unlock()
+	try, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := c.send(try, c.urls[i]+path, in, out)
+	if ctx.Err() != nil {
+		return err // the caller left; that says nothing of the tracker
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resting[i] = time.Time{}
+	if err != nil && !errors.Is(err, ErrUnknown) {
+		c.resting[i] = time.Now().Add(rest)
+	}
+	return err
+}
+
+func (c *Client) send(ctx context.Context, url string, in, out any) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return err
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return errors.New("a tracker's address is not a URL") // and may hold a password
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return err
+		return err // names the URL, without a password
 	}
-	defer resp.Body.Close()
+	defer func() {
+		io.CopyN(io.Discard, resp.Body, 1<<10) // to the end, so that the connection is used again
+		resp.Body.Close()
+	}()
 	switch resp.StatusCode {
 	case http.StatusOK:
-		if err := json.NewDecoder(io.LimitReader(resp.Body, MaxBody)).Decode(out); err != nil {
-			return fmt.Errorf("%s: read the answer: %v", url, err)
+		if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
+			return fmt.Errorf("%s: read the answer: %w", req.URL.Redacted(), err)
 		}
 		return nil
 	case http.StatusConflict:
 		return ErrUnknown
 	default:
 		msg, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
-		return fmt.Errorf("%s: %s: %s", url, resp.Status, bytes.TrimSpace(msg))
+		return fmt.Errorf("%s: %s: %s", req.URL.Redacted(), resp.Status, bytes.TrimSpace(msg))
 	}
 }
 

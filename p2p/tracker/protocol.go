@@ -11,6 +11,7 @@
 package tracker
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -28,13 +29,16 @@ const (
 	LeasePath    = "/spate/v1/lease"
 )
 
-// Limits of what a tracker accepts in one message.
+// Limits of one message.
 const (
-	MaxBody   = 8 << 20
+	MaxBody   = 8 << 20 // bytes of an announce; a lease request is far smaller
+	maxLeases = 1 << 20 // bytes of a lease request
+	maxAnswer = 64 << 20
 	maxSwarms = 4096
 	maxPieces = 4 * piece.TargetPieces
 	maxName   = 253
-	maxLease  = 64
+	maxLease  = 64 // pieces
+	maxPeers  = 50 // of one swarm in one answer
 )
 
 // A SwarmID names the swarm of one object. Nodes whose indexes disagree about
@@ -66,7 +70,39 @@ func (id *SwarmID) UnmarshalText(b []byte) error {
 type Announce struct {
 	Node   string    `json:"node"`           // its mesh identity's name
 	Addr   string    `json:"addr,omitempty"` // host:port where peers reach it; empty when they cannot
-	Swarms []Holding `json:"swarms"`
+	Swarms []Holding `json:"swarms"`         // each swarm once
+}
+
+// UnmarshalJSON reads one swarm after the other, so that a short message
+// cannot ask for much more memory than its own length.
+func (a *Announce) UnmarshalJSON(b []byte) error {
+	var m struct {
+		Node   string          `json:"node"`
+		Addr   string          `json:"addr"`
+		Swarms json.RawMessage `json:"swarms"`
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return err
+	}
+	*a = Announce{Node: m.Node, Addr: m.Addr}
+	if len(m.Swarms) == 0 || string(m.Swarms) == "null" {
+		return nil
+	}
+	dec := json.NewDecoder(bytes.NewReader(m.Swarms))
+	if t, err := dec.Token(); err != nil || t != json.Delim('[') {
+		return errors.New("swarms is not a list")
+	}
+	for dec.More() {
+		if len(a.Swarms) == maxSwarms {
+			return fmt.Errorf("more than %d swarms", maxSwarms)
+		}
+		var h Holding
+		if err := dec.Decode(&h); err != nil {
+			return err
+		}
+		a.Swarms = append(a.Swarms, h)
+	}
+	return nil
 }
 
 // A Holding is one swarm in an Announce.
@@ -76,7 +112,8 @@ type Holding struct {
 	Have   Bitmap  `json:"have"`
 }
 
-// Peers answers an Announce.
+// Peers answers an Announce. A large swarm is answered with a random part of
+// it, another one every time; nodes that hold everything are not told of each other.
 type Peers struct {
 	Interval Seconds            `json:"interval"` // until the next Announce is due
 	Swarms   map[SwarmID][]Peer `json:"swarms"`
@@ -150,7 +187,12 @@ func (a *Announce) check() error {
 	if len(a.Swarms) > maxSwarms {
 		return fmt.Errorf("%d swarms, at most %d are accepted", len(a.Swarms), maxSwarms)
 	}
+	seen := make(map[SwarmID]bool, len(a.Swarms))
 	for _, h := range a.Swarms {
+		if seen[h.Swarm] {
+			return fmt.Errorf("swarm %s is listed twice", h.Swarm)
+		}
+		seen[h.Swarm] = true
 		if h.Pieces < 1 || h.Pieces > maxPieces {
 			return fmt.Errorf("swarm %s: %d pieces is outside 1..%d", h.Swarm, h.Pieces, maxPieces)
 		}
@@ -165,8 +207,8 @@ func (r *LeaseRequest) check() error {
 	if err := checkName(r.Node); err != nil {
 		return err
 	}
-	if r.Max < 0 || r.Max > maxLease {
-		return fmt.Errorf("max %d is outside 0..%d", r.Max, maxLease)
+	if r.Max < 0 || r.Want < -1 {
+		return fmt.Errorf("want %d, at most %d pieces: out of range", r.Want, r.Max)
 	}
 	if len(r.Done)+len(r.Failed) > maxPieces {
 		return errors.New("more pieces reported than an object has")
@@ -192,6 +234,8 @@ func NewBitmap(n int) Bitmap { return make(Bitmap, bitmapLen(n)) }
 
 // Set sets bit i.
 func (b Bitmap) Set(i int) { b[i/8] |= 0x80 >> (i % 8) }
+
+func (b Bitmap) clear(i int) { b[i/8] &^= 0x80 >> (i % 8) }
 
 // Has reports bit i; bits beyond the end are clear.
 func (b Bitmap) Has(i int) bool { return i/8 < len(b) && b[i/8]&(0x80>>(i%8)) != 0 }

@@ -1,11 +1,11 @@
 package tracker
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
+	"maps"
+	"math"
 	"sync"
 	"time"
 )
@@ -14,12 +14,14 @@ import (
 const (
 	DefaultInterval = 10 * time.Second
 	DefaultLeaseTTL = 15 * time.Second
+	DefaultMemory   = 256 << 20
 )
 
-// Options of a Server. The zero value is ready for use.
+// Options of a Server.
 type Options struct {
-	Interval time.Duration    // between a node's announces; a node silent for three of them is gone
-	LeaseTTL time.Duration    // how long one node may take to draw a lease
+	Interval time.Duration    // between a node's announces; a node silent for three of them is gone; DefaultInterval when 0
+	LeaseTTL time.Duration    // how long one node may take to draw a lease; DefaultLeaseTTL when 0
+	Memory   int64            // what all announces together may take, in bytes, about; DefaultMemory when 0
 	Logger   *slog.Logger     // required
 	Now      func() time.Time // the clock; time.Now when nil
 }
@@ -30,30 +32,21 @@ type Server struct {
 	opts Options
 
 	mu     sync.Mutex
+	nodes  map[string]*node
 	swarms map[SwarmID]*swarm
+	used   int64     // of Options.Memory
 	sweep  time.Time // when all swarms are next looked over
 }
 
-// A swarm is what the tracker knows of one object.
-type swarm struct {
-	pieces  int
-	members map[string]*member
-	holders []uint16 // how many members hold each piece
-	open    int      // pieces that nobody holds
-	next    int      // no piece below it is open
-	leases  map[int]lease
+// A node is who announced, for as long as it is in a swarm.
+type node struct {
+	addr   string
+	seen   time.Time
+	swarms map[SwarmID]*swarm
 }
 
-type member struct {
-	addr string
-	seen time.Time
-	have Bitmap
-}
-
-type lease struct {
-	node  string
-	until time.Time
-}
+// errFull says that Options.Memory is used up.
+var errFull = errors.New("the tracker has no memory for more swarms, nodes or leases; some is free again when nodes leave")
 
 // New returns a Server.
 func New(opts Options) *Server {
@@ -63,13 +56,17 @@ func New(opts Options) *Server {
 	if opts.LeaseTTL == 0 {
 		opts.LeaseTTL = DefaultLeaseTTL
 	}
+	if opts.Memory == 0 {
+		opts.Memory = DefaultMemory
+	}
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	return &Server{opts: opts, swarms: make(map[SwarmID]*swarm)}
+	return &Server{opts: opts, nodes: make(map[string]*node), swarms: make(map[SwarmID]*swarm)}
 }
 
-// Announce records what a node holds and returns its peers.
+// Announce records what a node holds and returns its peers. An announce that
+// is refused changes nothing. Announce keeps no reference to a.
 func (s *Server) Announce(a Announce) (Peers, error) {
 	if err := a.check(); err != nil {
 		return Peers{}, err
@@ -78,40 +75,83 @@ func (s *Server) Announce(a Announce) (Peers, error) {
 	defer s.mu.Unlock()
 	now := s.opts.Now()
 	s.expire(now)
+	if err := s.room(a); err != nil {
+		return Peers{}, err
+	}
 
-	in := make(map[SwarmID]bool, len(a.Swarms))
+	n := s.nodes[a.Node]
+	if n == nil {
+		n = &node{swarms: make(map[SwarmID]*swarm)}
+		s.nodes[a.Node] = n
+	}
+	n.addr, n.seen = a.Addr, now
+	left := maps.Clone(n.swarms)
 	out := Peers{Interval: Seconds(s.opts.Interval), Swarms: make(map[SwarmID][]Peer, len(a.Swarms))}
 	for _, h := range a.Swarms {
 		sw := s.swarms[h.Swarm]
 		if sw == nil {
-			sw = &swarm{
-				pieces: h.Pieces, open: h.Pieces,
-				members: make(map[string]*member), holders: make([]uint16, h.Pieces), leases: make(map[int]lease),
-			}
+			sw = newSwarm(h.Pieces)
 			s.swarms[h.Swarm] = sw
+			s.used += swarmCost(h.Pieces)
 		}
-		if sw.pieces != h.Pieces {
-			return Peers{}, fmt.Errorf("swarm %s has %d pieces, not %d", h.Swarm, sw.pieces, h.Pieces)
+		if n.swarms[h.Swarm] == nil {
+			n.swarms[h.Swarm] = sw
+			s.used += memberCost(h.Pieces)
 		}
-		in[h.Swarm] = true
-		sw.hold(a.Node, a.Addr, h.Have, now)
-		peers := []Peer{}
-		for name, m := range sw.members {
-			if name != a.Node && m.addr != "" {
-				peers = append(peers, Peer{Node: name, Addr: m.addr})
-			}
-		}
-		out.Swarms[h.Swarm] = peers
+		s.charge(sw, func() { sw.hold(a.Node, h.Have) })
+		delete(left, h.Swarm)
+		out.Swarms[h.Swarm] = s.peers(sw, a.Node)
 	}
-	for id, sw := range s.swarms {
-		if sw.members[a.Node] != nil && !in[id] {
-			s.leave(id, sw, a.Node)
-		}
+	for id := range left {
+		s.leave(id, a.Node)
+	}
+	if len(n.swarms) == 0 {
+		delete(s.nodes, a.Node)
 	}
 	return out, nil
 }
 
-// Lease records finished pieces and gives out new ones.
+// peers returns whom node may exchange pieces of sw with, at most maxPeers of them.
+func (s *Server) peers(sw *swarm, node string) []Peer {
+	whole := sw.members[node].held == sw.pieces
+	peers := []Peer{}
+	for name, m := range sw.members { // in random order
+		addr := s.nodes[name].addr
+		if name == node || addr == "" || whole && m.held == sw.pieces {
+			continue
+		}
+		if peers = append(peers, Peer{Node: name, Addr: addr}); len(peers) == maxPeers {
+			break
+		}
+	}
+	return peers
+}
+
+// room reports whether a fits what the tracker knows and may keep.
+func (s *Server) room(a Announce) error {
+	more := int64(0)
+	for _, h := range a.Swarms {
+		sw := s.swarms[h.Swarm]
+		switch {
+		case sw == nil:
+			more += swarmCost(h.Pieces) + memberCost(h.Pieces)
+		case sw.pieces != h.Pieces:
+			return fmt.Errorf("swarm %s has %d pieces, not %d", h.Swarm, sw.pieces, h.Pieces)
+		case sw.members[a.Node] != nil:
+		case len(sw.members) == math.MaxUint16:
+			return fmt.Errorf("swarm %s: %w", h.Swarm, errFull)
+		default:
+			more += memberCost(h.Pieces)
+		}
+	}
+	if more > 0 && s.used+more > s.opts.Memory {
+		return errFull
+	}
+	return nil
+}
+
+// Lease records finished pieces and gives out new ones. The error is
+// ErrUnknown when the node has to announce the swarm first.
 func (s *Server) Lease(r LeaseRequest) (Lease, error) {
 	if err := r.check(); err != nil {
 		return Lease{}, err
@@ -124,164 +164,59 @@ func (s *Server) Lease(r LeaseRequest) (Lease, error) {
 	if sw == nil || sw.members[r.Node] == nil {
 		return Lease{}, ErrUnknown
 	}
-	m := sw.members[r.Node]
-	m.seen = now
-	for _, i := range r.Done {
-		if i < 0 || i >= sw.pieces {
-			return Lease{}, fmt.Errorf("piece %d of %d", i, sw.pieces)
-		}
-		if !m.have.Has(i) {
-			m.have.Set(i)
-			sw.add(i)
-		}
-		delete(sw.leases, i)
+	if err := sw.check(r); err != nil {
+		return Lease{}, err
 	}
-	for _, i := range r.Failed {
-		if sw.leases[i].node == r.Node {
-			delete(sw.leases, i)
-		}
+	s.nodes[r.Node].seen = now
+	s.charge(sw, func() { sw.report(r, now) })
+	l := Lease{TTL: Seconds(s.opts.LeaseTTL), Open: sw.open}
+	if r.Max == 0 {
+		return l, nil
 	}
-	l := Lease{TTL: Seconds(s.opts.LeaseTTL)}
-	if r.Max > 0 {
-		l.First, l.Count = sw.grant(r, now, now.Add(s.opts.LeaseTTL))
+	r.Max = min(r.Max, maxLease)
+	if s.used+int64(r.Max)*leaseCost > s.opts.Memory {
+		return Lease{}, errFull
 	}
-	l.Open = sw.open
+	s.charge(sw, func() { l.First, l.Count = sw.grant(r, now, now.Add(s.opts.LeaseTTL)) })
 	return l, nil
 }
 
-// grant leases up to r.Max consecutive pieces and returns them.
-func (sw *swarm) grant(r LeaseRequest, now, until time.Time) (first, count int) {
-	free := func(i int) bool {
-		l, leased := sw.leases[i]
-		return (sw.holders[i] == 0 || r.Unheld) && (!leased || !now.Before(l.until))
-	}
-	switch {
-	case r.Want >= sw.pieces:
-		return 0, 0
-	case r.Want >= 0:
-		first = r.Want
-		l, leased := sw.leases[first]
-		taken := leased && now.Before(l.until) && l.node != r.Node
-		if taken || (sw.holders[first] > 0 && !r.Unheld) {
-			return 0, 0
-		}
-	default:
-		for sw.next < sw.pieces && sw.holders[sw.next] > 0 {
-			sw.next++
-		}
-		for first = sw.next; first < sw.pieces && !free(first); first++ {
-		}
-		if first == sw.pieces {
-			return 0, 0
-		}
-	}
-	for count = 1; count < r.Max && first+count < sw.pieces && free(first+count); count++ {
-	}
-	for i := first; i < first+count; i++ {
-		sw.leases[i] = lease{node: r.Node, until: until}
-	}
-	return first, count
+// charge calls f, which changes sw's leases, and keeps account of them.
+func (s *Server) charge(sw *swarm, f func()) {
+	before := len(sw.leases)
+	f()
+	s.used += leaseCost * int64(len(sw.leases)-before)
 }
 
-// hold replaces what node holds by have.
-func (sw *swarm) hold(node, addr string, have Bitmap, now time.Time) {
-	m := sw.members[node]
-	if m == nil {
-		m = &member{have: NewBitmap(sw.pieces)}
-		sw.members[node] = m
-	}
-	m.addr, m.seen = addr, now
-	for i := range sw.pieces {
-		switch had, has := m.have.Has(i), have.Has(i); {
-		case has && !had:
-			sw.add(i)
-		case had && !has:
-			sw.remove(i)
-		}
-	}
-	clear(m.have)
-	copy(m.have, have)
-}
-
-func (sw *swarm) add(i int) {
-	if sw.holders[i]++; sw.holders[i] == 1 {
-		sw.open--
-	}
-}
-
-func (sw *swarm) remove(i int) {
-	if sw.holders[i]--; sw.holders[i] == 0 {
-		sw.open++
-		sw.next = min(sw.next, i)
-	}
-}
-
-// leave takes node out of the swarm, and the swarm out of s when it was the last.
-func (s *Server) leave(id SwarmID, sw *swarm, node string) {
-	m := sw.members[node]
-	for i := range sw.pieces {
-		if m.have.Has(i) {
-			sw.remove(i)
-		}
-	}
-	delete(sw.members, node)
-	for i, l := range sw.leases {
-		if l.node == node {
-			delete(sw.leases, i)
-		}
-	}
+// leave takes a node out of a swarm, and with the last one the swarm and the node out of s.
+func (s *Server) leave(id SwarmID, name string) {
+	sw, n := s.swarms[id], s.nodes[name]
+	s.charge(sw, func() { sw.leave(name) })
+	s.used -= memberCost(sw.pieces)
 	if len(sw.members) == 0 {
 		delete(s.swarms, id)
+		s.used -= swarmCost(sw.pieces) + leaseCost*int64(len(sw.leases))
+	}
+	if delete(n.swarms, id); len(n.swarms) == 0 {
+		delete(s.nodes, name)
 	}
 }
 
-// expire drops nodes that were silent for three intervals.
+// expire drops nodes that were silent for three intervals, and leases that are over.
 func (s *Server) expire(now time.Time) {
 	if now.Before(s.sweep) {
 		return
 	}
 	s.sweep = now.Add(s.opts.Interval)
-	for id, sw := range s.swarms {
-		for node, m := range sw.members {
-			if now.Sub(m.seen) > 3*s.opts.Interval {
-				s.opts.Logger.Info("node is gone", "node", node, "swarm", id)
-				s.leave(id, sw, node)
+	for name, n := range s.nodes {
+		if now.Sub(n.seen) > 3*s.opts.Interval {
+			s.opts.Logger.Info("node is gone", "node", name)
+			for id := range n.swarms {
+				s.leave(id, name)
 			}
 		}
 	}
-}
-
-// ServeHTTP serves AnnouncePath and LeasePath.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	switch r.URL.Path {
-	case AnnouncePath:
-		serve(w, r, s.Announce)
-	case LeasePath:
-		serve(w, r, s.Lease)
-	default:
-		http.NotFound(w, r)
-	}
-}
-
-func serve[Req, Resp any](w http.ResponseWriter, r *http.Request, do func(Req) (Resp, error)) {
-	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		http.Error(w, "use POST", http.StatusMethodNotAllowed)
-		return
-	}
-	var req Req
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, MaxBody)).Decode(&req); err != nil {
-		http.Error(w, "read the request: "+err.Error(), http.StatusBadRequest)
-		return
-	}
-	resp, err := do(req)
-	switch {
-	case errors.Is(err, ErrUnknown):
-		http.Error(w, err.Error(), http.StatusConflict)
-	case err != nil:
-		http.Error(w, err.Error(), http.StatusBadRequest)
-	default:
-		w.Header().Set("Content-Type", "application/json")
-		json.NewEncoder(w).Encode(resp)
+	for _, sw := range s.swarms {
+		s.charge(sw, func() { sw.expire(now) })
 	}
 }

@@ -1,0 +1,185 @@
+package p2p
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/p2p/tracker"
+)
+
+const (
+	// grace is how long peers that hold a piece have before a reader looks elsewhere.
+	grace = 300 * time.Millisecond
+
+	// patience is after how many refused leases a reader insists on a piece
+	// that no peer of its own holds, about 2 s, and endurance after how many on
+	// any piece, about 4 s.
+	patience  = 5
+	endurance = 7
+)
+
+var errLeft = errors.New("the object left the mesh")
+
+// Fetch brings piece i of object d into its holding, before everything else
+// that the mesh does. It returns nil once the piece is present. While sources
+// fail it keeps trying until ctx ends, and then returns the last failure; it
+// returns at once when trying again cannot help. The error is
+// piece.ErrNotHere when the object is not in the mesh.
+func (m *Mesh) Fetch(ctx context.Context, d piece.Digest, i int) error {
+	mb := m.member(d)
+	if mb == nil {
+		return fmt.Errorf("object %s is not in the mesh: %w", d, piece.ErrNotHere)
+	}
+	if i < 0 || i >= mb.object.Pieces() {
+		return fmt.Errorf("object %s has no piece %d", d, i)
+	}
+	ctx, cancel := mb.within(ctx)
+	defer cancel()
+	if err := m.await(ctx, mb, i); err != nil {
+		if context.Cause(ctx) == errLeft {
+			err = fmt.Errorf("%w: %w", errLeft, piece.ErrNotHere)
+		}
+		return fmt.Errorf("fetch piece %d of object %s: %w", i, d, err)
+	}
+	return nil
+}
+
+// await returns when piece i is present.
+func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
+	m.demand(mb, i)
+	defer mb.calm(i)
+	wait := time.Duration(0)
+	if mb.held(i) {
+		wait = grace
+	}
+	var last error
+	for refused := 0; ; {
+		here, err := mb.waitFor(ctx, i, wait)
+		switch {
+		case here:
+			return nil
+		case err != nil:
+			return err
+		case ctx.Err() != nil && last != nil:
+			return last
+		case ctx.Err() != nil:
+			return fmt.Errorf("no peer sent it and the origin was not free: %w", ctx.Err())
+		}
+		mb.want(i, i+1, Now) // another reader of it may have taken that back
+		l, err := m.leaseDemanded(ctx, mb, i, refused)
+		switch {
+		case errors.Is(err, errDrawn):
+			wait = grace
+			continue
+		case errors.Is(err, tracker.ErrUnknown):
+			m.hurry()
+			refused++
+			wait = min(time.Second, settle<<refused)
+			continue
+		case err != nil, l.Count == 0:
+			refused++
+			wait = min(time.Second, given<<min(refused, 10))
+			continue
+		}
+		err = m.fetch(ctx, mb, l.First, l.Count)
+		if last == nil || ctx.Err() == nil {
+			last = err // and not the context's, where there was a better reason
+		}
+		if errors.Is(last, syscall.ENOSPC) || errors.Is(last, piece.ErrNotTrusted) {
+			return last
+		}
+		wait = min(4*time.Second, max(grace, 2*wait))
+	}
+}
+
+// errDrawn says that this node draws the piece already.
+var errDrawn = errors.New("drawn already")
+
+// leaseDemanded asks for the lease of piece i, refused times before in vain. What it leases is claimed.
+func (m *Mesh) leaseDemanded(ctx context.Context, mb *member, i, refused int) (tracker.Lease, error) {
+	if !mb.claim(i) {
+		return tracker.Lease{}, errDrawn
+	}
+	held := mb.held(i)
+	insist := refused >= patience && !held || refused >= endurance
+	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: i, Unheld: insist, Max: m.leasePieces(mb)})
+	if err != nil && (insist || !held && !errors.Is(err, tracker.ErrUnknown)) {
+		// Without a tracker nobody shares the origin out; a waiting reader still gets its piece.
+		l, err = tracker.Lease{First: i, Count: 1}, nil
+	}
+	if err != nil {
+		mb.release(i, 1)
+		return l, err
+	}
+	return mb.take(l, i), nil
+}
+
+// within returns a context that ends with ctx and when the object leaves the mesh.
+func (mb *member) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-mb.gone:
+			cancel(errLeft)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
+// demand makes piece i the most urgent and a window after it urgent.
+func (m *Mesh) demand(mb *member, i int) {
+	mb.want(i, i+1, Now)
+	window := int(max(1, m.opts.Readahead/mb.object.PieceLength))
+	mb.mu.Lock()
+	first, last := max(i+1, mb.ahead), min(i+1+window, mb.object.Pieces())
+	if i+1 < mb.ahead-2*window { // the reader jumped back
+		first = i + 1
+	}
+	if last-first < window/2 && last < mb.object.Pieces() {
+		last = first // enough is wanted already
+	}
+	if last > first {
+		mb.ahead = last
+	}
+	mb.mu.Unlock()
+	if last > first {
+		mb.want(first, last, Ahead)
+	}
+}
+
+// calm takes back the urgency of a piece that its reader stopped waiting for.
+func (mb *member) calm(i int) {
+	if mb.Has(i) {
+		return
+	}
+	u := None
+	mb.mu.Lock()
+	if mb.fill {
+		u = Fill
+	}
+	mb.mu.Unlock()
+	mb.want(i, i+1, u)
+}
+
+// held reports whether a connected peer holds piece i.
+func (mb *member) held(i int) bool { return mb.swarm != nil && mb.swarm.Held(i) }
+
+// waitFor reports whether piece i became present within d; 0 only looks. The
+// error is the holding's, when waiting on is of no use.
+func (mb *member) waitFor(ctx context.Context, i int, d time.Duration) (bool, error) {
+	if d == 0 || mb.Has(i) {
+		return mb.Has(i), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	err := mb.Wait(ctx, i)
+	if err != nil && ctx.Err() != nil {
+		return false, nil
+	}
+	return err == nil, err
+}

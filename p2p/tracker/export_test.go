@@ -1,0 +1,66 @@
+package tracker
+
+import "fmt"
+
+// Audit counts everything anew and reports what the server has counted wrong.
+func (s *Server) Audit() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	used := int64(0)
+	for name, n := range s.nodes {
+		if len(n.swarms) == 0 {
+			return fmt.Errorf("%s is in no swarm", name)
+		}
+		for id, sw := range n.swarms {
+			if s.swarms[id] != sw || sw.members[name] == nil {
+				return fmt.Errorf("%s is said to be in swarm %s", name, id)
+			}
+		}
+	}
+	for id, sw := range s.swarms {
+		if len(sw.members) == 0 {
+			return fmt.Errorf("swarm %s has no member", id)
+		}
+		used += swarmCost(sw.pieces) + int64(len(sw.members))*memberCost(sw.pieces) + int64(len(sw.leases))*leaseCost
+		open := sw.pieces
+		holders := make([]uint16, sw.pieces)
+		for name, m := range sw.members {
+			if n := s.nodes[name]; n == nil || n.swarms[id] != sw {
+				return fmt.Errorf("%s is not known to be in swarm %s", name, id)
+			}
+			held := 0
+			for i := range sw.pieces {
+				if !m.have.Has(i) {
+					continue
+				}
+				held++
+				if holders[i]++; holders[i] == 1 {
+					open--
+				}
+			}
+			if held != m.held {
+				return fmt.Errorf("%s holds %d pieces, counted as %d", name, held, m.held)
+			}
+		}
+		for i := range sw.pieces {
+			if holders[i] != sw.holders[i] {
+				return fmt.Errorf("piece %d has %d holders, counted as %d", i, holders[i], sw.holders[i])
+			}
+			if i < sw.next && holders[i] == 0 {
+				return fmt.Errorf("piece %d is open, but the next open one is said to be %d", i, sw.next)
+			}
+		}
+		if open != sw.open {
+			return fmt.Errorf("%d pieces are open, counted as %d", open, sw.open)
+		}
+		for i := range sw.leases {
+			if i < 0 || i >= sw.pieces {
+				return fmt.Errorf("piece %d of %d is leased", i, sw.pieces)
+			}
+		}
+	}
+	if used != s.used || used > s.opts.Memory {
+		return fmt.Errorf("%d bytes are used, counted as %d, of %d", used, s.used, s.opts.Memory)
+	}
+	return nil
+}
