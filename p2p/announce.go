@@ -78,9 +78,7 @@ func (m *Mesh) announceOnce(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	for _, mb := range members {
-		if peers := p.Swarms[mb.id]; mb.swarm != nil && len(peers) > 0 {
-			mb.swarm.AddPeers(peers)
-		}
+		mb.meet(p.Swarms[mb.id])
 	}
 	return max(time.Duration(p.Interval), shortest), nil
 }

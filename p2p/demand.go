@@ -37,6 +37,9 @@ func (m *Mesh) Fetch(ctx context.Context, d piece.Digest, i int) error {
 	if i < 0 || i >= mb.object.Pieces() {
 		return fmt.Errorf("object %s has no piece %d", d, i)
 	}
+	if err := m.enter(mb); err != nil {
+		m.log.Error("a reader gets everything from the origin", "err", err)
+	}
 	ctx, cancel := mb.within(ctx)
 	defer cancel()
 	if err := m.await(ctx, mb, i); err != nil {
@@ -105,7 +108,7 @@ func (m *Mesh) leaseDemanded(ctx context.Context, mb *member, i, refused int) (t
 		return tracker.Lease{}, errDrawn
 	}
 	held := mb.held(i)
-	insist := refused >= patience && !held || refused >= endurance
+	insist := !held && (refused >= patience || refused > 0 && mb.isWary()) || refused >= endurance
 	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: i, Unheld: insist, Max: m.leasePieces(mb)})
 	if err != nil && (insist || !held && !errors.Is(err, tracker.ErrUnknown)) {
 		// Without a tracker nobody shares the origin out; a waiting reader still gets its piece.
@@ -114,6 +117,9 @@ func (m *Mesh) leaseDemanded(ctx context.Context, mb *member, i, refused int) (t
 	if err != nil {
 		mb.release(i, 1)
 		return l, err
+	}
+	if insist && l.Count > 0 {
+		mb.beWary()
 	}
 	return mb.take(l, i), nil
 }
@@ -167,7 +173,10 @@ func (mb *member) calm(i int) {
 }
 
 // held reports whether a connected peer holds piece i.
-func (mb *member) held(i int) bool { return mb.swarm != nil && mb.swarm.Held(i) }
+func (mb *member) held(i int) bool {
+	sw := mb.in()
+	return sw != nil && sw.Held(i)
+}
 
 // waitFor reports whether piece i became present within d; 0 only looks. The
 // error is the holding's, when waiting on is of no use.

@@ -27,6 +27,7 @@ func (m *Mesh) draw(ctx context.Context) error {
 		m.mu.Lock()
 		changed := m.changed
 		m.mu.Unlock()
+		m.enterNext()
 		mb, wait := m.next(time.Now())
 		if mb != nil {
 			m.drawOnce(ctx, mb)
@@ -139,6 +140,13 @@ func (mb *member) isWary() bool {
 	return mb.wary
 }
 
+// beWary notes that peers do not send what they are said to hold.
+func (mb *member) beWary() {
+	mb.mu.Lock()
+	defer mb.mu.Unlock()
+	mb.wary = true
+}
+
 // leasePieces is how many pieces of mb one lease asks for.
 func (m *Mesh) leasePieces(mb *member) int {
 	return int(max(1, m.opts.LeaseBytes/mb.object.PieceLength))
@@ -177,8 +185,8 @@ func (mb *member) progressed() {
 // the fill waits less for them: least for pieces that no peer of its own holds.
 func (m *Mesh) neglected(mb *member) (i int, ok bool) {
 	received := int64(0)
-	if mb.swarm != nil {
-		received = mb.swarm.Stats().Received
+	if sw := mb.in(); sw != nil {
+		received = sw.Stats().Received
 	}
 	now := time.Now()
 	mb.mu.Lock()

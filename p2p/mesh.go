@@ -56,12 +56,14 @@ type member struct {
 	object piece.Object
 	id     tracker.SwarmID
 	origin Origin
-	swarm  Swarm         // nil without an engine
 	gone   chan struct{} // closed when the object leaves the mesh
+	entry  sync.Mutex    // held while the swarm is entered or left
 
 	originBytes, originWrong atomic.Int64
 
 	mu       sync.Mutex
+	swarm    Swarm          // nil until it is entered, and without an engine
+	peers    []tracker.Peer // as last announced
 	fill     bool
 	first    int          // no piece below it is absent
 	ahead    int          // pieces before it are wanted Ahead or sooner
@@ -73,7 +75,7 @@ type member struct {
 	failures int          // draws that failed in a row
 	dry      time.Time    // since when the fill has got no lease and nothing from peers; zero when it has
 	received int64        // from peers, by then
-	wary     bool         // peers kept the fill waiting for too long once
+	wary     bool         // peers did not send what they are said to hold once
 }
 
 // New returns a Mesh.
@@ -112,8 +114,8 @@ type JoinOptions struct {
 
 // Join brings h's object into the mesh: what it holds is shared, what it lacks
 // is fetched into it. Joining an object that is in the mesh already may turn
-// Fill on and changes nothing else. An object of no bytes needs no mesh, and
-// Join does nothing.
+// Fill on, shares what it holds by now, and changes nothing else. An object of
+// no bytes needs no mesh, and Join does nothing.
 func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	o := h.Tree().Object()
 	if o.Pieces() == 0 {
@@ -130,13 +132,6 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 			Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin,
 			gone: make(chan struct{}), drawing: make(map[int]bool),
 		}
-		if m.opts.Engine != nil {
-			sw, err := m.opts.Engine.Join(h)
-			if err != nil {
-				return fmt.Errorf("join the swarm of object %s: %w", o.Digest, err)
-			}
-			mb.swarm = sw
-		}
 		m.members[o.Digest] = mb
 		m.order = append(m.order, mb)
 	case mb.object != o:
@@ -149,6 +144,9 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 		mb.want(0, o.Pieces(), Fill)
 	}
 	m.notify()
+	if mb.holdsAny() {
+		return m.enter(mb) // to share it
+	}
 	return nil
 }
 
@@ -164,9 +162,7 @@ func (m *Mesh) Leave(d piece.Digest) {
 	delete(m.members, d)
 	m.order = slices.DeleteFunc(m.order, func(x *member) bool { return x == mb })
 	close(mb.gone)
-	if mb.swarm != nil {
-		mb.swarm.Leave() // under the lock: the object may join again at once
-	}
+	mb.exit() // under the lock: the object may join again at once
 	m.notify()
 }
 
@@ -204,8 +200,8 @@ func (m *Mesh) list() []*member {
 
 // want passes an urgency on to the swarm, where there is one.
 func (mb *member) want(first, last int, u Urgency) {
-	if mb.swarm != nil {
-		mb.swarm.Want(first, last, u)
+	if sw := mb.in(); sw != nil {
+		sw.Want(first, last, u)
 	}
 }
 
@@ -232,8 +228,8 @@ func (m *Mesh) Stats(d piece.Digest) (s Stats, ok bool) {
 	if mb == nil {
 		return Stats{}, false
 	}
-	if mb.swarm != nil {
-		s.SwarmStats = mb.swarm.Stats()
+	if sw := mb.in(); sw != nil {
+		s.SwarmStats = sw.Stats()
 	}
 	s.OriginBytes, s.OriginWrong = mb.originBytes.Load(), mb.originWrong.Load()
 	return s, true

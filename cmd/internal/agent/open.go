@@ -96,11 +96,8 @@ func (a *Agent) fetch(ctx context.Context, art *artifact, fill bool) {
 			}
 			return
 		}
-		if !fill {
-			continue
-		}
-		if err := a.mesh.Join(f.object, p2p.JoinOptions{Fill: true}); err != nil {
-			a.log.Error("fill", "reference", art.reference, "file", f.Path, "err", err)
+		if err := a.mesh.Join(f.object, p2p.JoinOptions{Fill: fill}); err != nil {
+			a.log.Error("share and fill", "reference", art.reference, "file", f.Path, "err", err)
 		}
 	}
 }
