@@ -14,8 +14,8 @@ import (
 type Source interface {
 	// Fetch brings piece i of object d: nil means that it was Put or Committed.
 	// The context ends when nobody waits for the piece any more. After
-	// piece.ErrNotTrusted it is not asked again; after any other error, and
-	// while the time allows, it is.
+	// piece.ErrNotTrusted it is not asked again, after a *piece.WrongBytesError
+	// a few times; after any other error, and while the time allows, it is.
 	Fetch(ctx context.Context, d piece.Digest, i int) error
 }
 
@@ -24,6 +24,9 @@ const (
 	firstPause   = 50 * time.Millisecond
 	longestPause = 5 * time.Second
 )
+
+// mostWrong is how many times a source may have nothing but wrong bytes.
+const mostWrong = 2
 
 // A flight is one piece on its way, whoever waits for it.
 type flight struct {
@@ -115,6 +118,7 @@ func (o *Object) land(i int, f *flight) {
 // fly asks the source for piece i until it is present. The error names the piece.
 func (o *Object) fly(ctx context.Context, i int, f *flight) error {
 	var last error
+	wrong := 0
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := o.src.Fetch(ctx, o.object.Digest, i)
 		if o.Has(i) {
@@ -134,6 +138,11 @@ func (o *Object) fly(ctx context.Context, i int, f *flight) error {
 			return o.fetchFailed(i, err)
 		default:
 			last = err
+		}
+		if _, ok := errors.AsType[*piece.WrongBytesError](err); ok {
+			if wrong++; wrong == mostWrong {
+				return o.fetchFailed(i, err)
+			}
 		}
 		o.store.log.Debug("fetch failed", "object", o.object.Digest, "piece", i, "error", last, "next", pause)
 		select {

@@ -111,6 +111,7 @@ func TestFlightOutlivesFailures(t *testing.T) {
 }
 
 func TestFlightGivesUp(t *testing.T) {
+	const soon = -1
 	wrong := (*piece.WrongBytesError)(nil)
 	for name, test := range map[string]struct {
 		src   func(o **Object) Source
@@ -132,7 +133,7 @@ func TestFlightGivesUp(t *testing.T) {
 		},
 		"liar": {
 			func(o **Object) Source { return lateLiar{o} },
-			2 * time.Minute, func(err error) bool { return errors.As(err, &wrong) && wrong.From == "liar" }, "piece 0",
+			soon, func(err error) bool { return errors.As(err, &wrong) && wrong.From == "liar" }, "piece 0",
 		},
 		"empty": {
 			func(**Object) Source { return empty{} },
@@ -152,7 +153,9 @@ func TestFlightGivesUp(t *testing.T) {
 				if err == nil || !test.is(err) || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), "piece 0 of object "+o.object.Digest.String()) {
 					t.Errorf("error %v", err)
 				}
-				if took := time.Since(start); took != test.after {
+				switch took := time.Since(start); {
+				case test.after == soon && took < time.Second:
+				case took != test.after:
 					t.Errorf("took %v", took)
 				}
 			})

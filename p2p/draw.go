@@ -123,6 +123,9 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 		m.log.Warn("no origin lease", "object", mb.object.Digest, "err", err)
 		mb.pause(failing)
 	case l.Count > 0:
+		if err := m.enter(mb); err != nil { // what is drawn is shared, also ahead of the fill
+			m.log.Error("an object gets everything from the origin", "err", err)
+		}
 		err := m.fetch(ctx, mb, l.First, l.Count)
 		if mb.failedDraw(err); err != nil && ctx.Err() == nil {
 			m.log.Warn("draw from the origin", "object", mb.object.Digest, "err", err)

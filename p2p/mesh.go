@@ -132,10 +132,17 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 			Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin,
 			gone: make(chan struct{}), drawing: make(map[int]bool),
 		}
-		m.members[o.Digest] = mb
-		m.order = append(m.order, mb)
 	case mb.object != o:
 		return fmt.Errorf("join the swarm of object %s: it is in the mesh already, with root %s and not %s", o.Digest, mb.object.Root, o.Root)
+	}
+	if mb.holdsAny() {
+		if err := m.enter(mb); err != nil {
+			return err
+		}
+	}
+	if m.members[o.Digest] == nil {
+		m.members[o.Digest] = mb
+		m.order = append(m.order, mb)
 	}
 	if opts.Fill {
 		mb.mu.Lock()
@@ -144,9 +151,6 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 		mb.want(0, o.Pieces(), Fill)
 	}
 	m.notify()
-	if mb.holdsAny() {
-		return m.enter(mb) // to share it
-	}
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -64,6 +65,7 @@ func (a *app) agentCommand() *cobra.Command {
 		registries []string
 		meshDir    string
 		meshListen string
+		timeout    time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "agent",
@@ -88,7 +90,7 @@ its owner can open. --listen serves the read-only status.`,
 				return err
 			}
 			opts := agent.Options{
-				Data: data, Policy: policy, Remote: remotes.options(), Trackers: registries,
+				Data: data, Policy: policy, Remote: remotes.options(), Trackers: registries, ReadTimeout: timeout,
 				Link: link.New(int64(limits.up), int64(limits.down)), Logger: a.logger(),
 			}
 			if len(policy.Verifiers) == 0 {
@@ -127,6 +129,7 @@ its owner can open. --listen serves the read-only status.`,
 	trust.register(f)
 	remotes.register(f)
 	f.StringVar(&data, "data", defaultAgentData, "`directory` of the cache and the control socket")
+	f.DurationVar(&timeout, "read-timeout", 2*time.Minute, "how long a read waits for a piece before it fails")
 	f.StringArrayVar(&registries, "registry", nil, "base `URL` of a registry that introduces peers; may be repeated")
 	f.StringVar(&meshDir, "mesh", "", "`directory` with the node's mesh certificate; without it there are no peers")
 	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spate-project/spate/p2p"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/p2ptest"
 	"github.com/spate-project/spate/p2p/torrent"
@@ -83,6 +84,14 @@ func TestEngine(t *testing.T) {
 	}
 	if _, err := e.Join(p2ptest.NewHolding(p2ptest.Tree(p2ptest.Bytes(1<<20, 2)))); err == nil {
 		t.Error("an object joined an engine that has ended")
+	}
+	m := p2p.New(p2p.Options{Node: "node", Engine: e, Logger: quiet()})
+	shared := p2ptest.Full(p2ptest.Bytes(1<<20, 3))
+	if err := m.Join(shared, p2p.JoinOptions{Origin: noOrigin}); err == nil {
+		t.Error("what cannot be shared has joined a mesh")
+	}
+	if _, ok := m.Stats(digestOf(shared)); ok {
+		t.Error("what was refused is in the mesh")
 	}
 	s.Leave()
 	if _, err := net.Dial("tcp", ln.Addr().String()); err == nil {

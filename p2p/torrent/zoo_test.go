@@ -532,3 +532,22 @@ func TestLeaveDuringCommit(t *testing.T) {
 	n.join(h, noOrigin, true)
 	filled(t, data, h.Holding)
 }
+
+// TestDrawnAhead: what a node draws from the origin is shared, also of an
+// object that its fill has not come to.
+func TestDrawnAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	n := w.node("node", 0)
+	for k := range 20 { // in front of it, and going nowhere
+		n.join(p2ptest.NewHolding(p2ptest.Tree(p2ptest.Bytes(1000, uint64(100+k)))), noOrigin, true)
+	}
+	data := p2ptest.Bytes(zooSize, 16)
+	ahead := p2ptest.NewHolding(p2ptest.Tree(data))
+	n.join(ahead, w.from(data), true)
+	filled(t, data, ahead)
+
+	late := p2ptest.NewHolding(p2ptest.Tree(data))
+	w.node("late", 0).join(late, noOrigin, true)
+	filled(t, data, late)
+}

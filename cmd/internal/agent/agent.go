@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -34,6 +35,9 @@ type Options struct {
 	Remote remote.Options  // how registries are reached; its Transport is replaced by one behind Link
 	Link   *link.Link      // the node's bandwidth limits; required
 	Logger *slog.Logger    // required
+
+	// ReadTimeout is how long a read waits for a piece, all tries together, before it fails; 2 minutes when 0.
+	ReadTimeout time.Duration
 
 	// The mesh. Without an Identity the agent has no peers and reads everything from the registry.
 	Trackers     []string           // base URLs
@@ -69,7 +73,9 @@ func New(opts Options) (_ *Agent, err error) {
 	if err := os.MkdirAll(opts.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
-	store, err := cache.Open(filepath.Join(opts.Data, "cache"), cache.Options{Logger: opts.Logger})
+	store, err := cache.Open(filepath.Join(opts.Data, "cache"), cache.Options{
+		Logger: opts.Logger, FetchTimeout: opts.ReadTimeout,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ const (
 
 	// stuck is how long a pull goes without a new piece before it asks for the
 	// next one as a reader would, which brings it or says what is wrong.
-	stuck = 5 * time.Second
+	stuck = time.Second
 )
 
 // An Event tells how far a pull is. Every file is announced with Bytes 0 before the first one starts.
