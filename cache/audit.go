@@ -44,7 +44,7 @@ func (q *auditQueue) take() []*Object {
 func (s *Store) Run(ctx context.Context) error {
 	for {
 		for _, o := range s.queue.take() {
-			if s.rest(ctx); ctx.Err() == nil && o.failed() == nil {
+			if s.rest(ctx); ctx.Err() == nil && o.Err() == nil {
 				s.audit(ctx, o)
 			}
 		}
@@ -88,7 +88,7 @@ func (s *Store) audit(ctx context.Context, o *Object) {
 		s.log.Debug("audited", "object", o.object.Digest)
 	case errors.As(err, &wrong):
 		s.quarantine(o, wrong)
-	case ctx.Err() == nil && o.failed() == nil:
+	case ctx.Err() == nil && o.Err() == nil:
 		s.log.Warn("an object could not be audited", "object", o.object.Digest, "error", s.explain(err))
 	}
 }

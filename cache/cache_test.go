@@ -168,6 +168,7 @@ func TestStore(t *testing.T) {
 	suite := map[string]func(t *testing.T, dir string){
 		"sizes":           testSizes,
 		"blocks":          testBlocks,
+		"blocks and put":  testBlocksBesidePut,
 		"absent":          testAbsent,
 		"refusals":        testRefusals,
 		"wrong blocks":    testWrongBlocks,

@@ -33,6 +33,10 @@ func (o *Object) diskFailed(doing string, i int, err error) error {
 	return err
 }
 
+func (o *Object) noPiece(i int) error {
+	return fmt.Errorf("object %s has no piece %d", o.object.Digest, i)
+}
+
 // absent says that piece i is not here.
 func (o *Object) absent(i int) error {
 	return fmt.Errorf("piece %d of object %s: %w", i, o.object.Digest, piece.ErrNotHere)

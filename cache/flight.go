@@ -64,7 +64,7 @@ func (o *Object) need(ctx context.Context, i int) error {
 	case <-arrived:
 		return nil
 	case <-o.dead:
-		return o.failed()
+		return o.Err()
 	case <-f.done:
 		return f.err
 	case <-ctx.Done():
@@ -86,7 +86,9 @@ func (o *Object) board(ctx context.Context, i int) (*flight, <-chan struct{}, er
 		o.flights[i] = f
 		o.flying.Go(func() {
 			f.err = o.fly(ctx, i, f)
+			o.mu.Lock()
 			o.land(i, f)
+			o.mu.Unlock()
 			close(f.done)
 		})
 	}
@@ -97,18 +99,14 @@ func (o *Object) board(ctx context.Context, i int) (*flight, <-chan struct{}, er
 // leave ends one waiter's part in a flight; the last one's cancels it.
 func (o *Object) leave(i int, f *flight) {
 	o.mu.Lock()
-	f.waiters--
-	last := f.waiters == 0
-	o.mu.Unlock()
-	if last {
+	defer o.mu.Unlock()
+	if f.waiters--; f.waiters == 0 {
 		o.land(i, f)
 	}
 }
 
-// land takes a flight out of the table, so that who comes now starts another.
+// land cancels a flight and takes it out of the table, so that who comes now starts another. o.mu is held.
 func (o *Object) land(i int, f *flight) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	f.cancel()
 	if o.flights[i] == f {
 		delete(o.flights, i)

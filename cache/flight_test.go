@@ -189,3 +189,36 @@ func TestEnsureBoundsItsFlights(t *testing.T) {
 		}
 	})
 }
+
+// TestFlightIsNotLeftBehind has a reader come while the only other one leaves:
+// it must not board the flight that ends with that one.
+func TestFlightIsNotLeftBehind(t *testing.T) {
+	s := openStore(t, t.TempDir(), Options{})
+	data := content(1, small)
+	src := &slow{origin: origin{data: data}, begun: make(chan int, 9)}
+	src.into = openObject(t, s, treeOf(t, data, small), src)
+	o := src.into
+	for range 3000 {
+		src.goOn = make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		left, stayed := make(chan error), make(chan error)
+		go func() { left <- o.Ensure(ctx, 0, 1) }()
+		<-src.begun
+		go cancel()
+		go func() { stayed <- o.Ensure(t.Context(), 0, 1) }()
+		if err := <-left; !errors.Is(err, context.Canceled) {
+			t.Fatalf("the reader who left: %v", err)
+		}
+		close(src.goOn)
+		if err := <-stayed; err != nil {
+			t.Fatalf("the reader who stayed: %v", err)
+		}
+		o.flying.Wait()
+		for len(src.begun) > 0 {
+			<-src.begun
+		}
+		o.mu.Lock()
+		o.set(0, absent) // once more
+		o.mu.Unlock()
+	}
+}

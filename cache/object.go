@@ -134,7 +134,10 @@ func (o *Object) fail(err error) {
 	}
 }
 
-func (o *Object) failed() error {
+// Err returns why the object refuses all reads, now and for good, so that who
+// waits for it to become Complete can stop: a *piece.WrongBytesError when it is
+// in quarantine, fs.ErrClosed after the last Close. It is nil otherwise.
+func (o *Object) Err() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.err
@@ -235,7 +238,7 @@ func (o *Object) Wait(ctx context.Context, i int) error {
 	case <-arrived:
 		return nil
 	case <-o.dead:
-		return o.failed()
+		return o.Err()
 	case <-ctx.Done():
 		return fmt.Errorf("wait for piece %d of object %s: %w", i, o.object.Digest, context.Cause(ctx))
 	}
@@ -266,7 +269,7 @@ func (o *Object) seal(i int, onlyClaimed bool) (was state, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if i < 0 || i >= len(o.states) {
-		return absent, fmt.Errorf("object %s has no piece %d", o.object.Digest, i)
+		return absent, o.noPiece(i)
 	}
 	for o.states[i] == sealed && o.err == nil {
 		o.moved.Wait()

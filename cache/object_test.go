@@ -70,6 +70,42 @@ func testBlocks(t *testing.T, dir string) {
 	readAll(t, o, data)
 }
 
+// testBlocksBesidePut writes blocks while somebody takes the piece again and
+// again and gives it back absent, as a Put on a full disk does.
+func testBlocksBesidePut(t *testing.T, dir string) {
+	data := content(1, small)
+	o := openObject(t, openStore(t, dir, Options{}), treeOf(t, data, small), nil)
+	stop := make(chan struct{})
+	var puts sync.WaitGroup
+	puts.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := o.seal(0, false); err != nil {
+				t.Error(err)
+				return
+			}
+			o.release(0, absent)
+		}
+	})
+	got := make([]byte, 1)
+	for n := range 20_000 {
+		want := []byte{byte(n)}
+		if err := o.WriteBlock(0, want, 5); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.data.ReadAt(got, 5); err != nil || got[0] != want[0] {
+			t.Errorf("block %d was dropped although the piece is absent: %v", n, err)
+			break
+		}
+	}
+	close(stop)
+	puts.Wait()
+}
+
 func testAbsent(t *testing.T, dir string) {
 	data := content(1, 3*small)
 	o := openObject(t, openStore(t, dir, Options{}), treeOf(t, data, small), nil)

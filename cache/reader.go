@@ -81,7 +81,7 @@ func (o *Object) pieces(off, n int64) (first, last int, err error) {
 
 // read reads from the file what is known to be present.
 func (o *Object) read(p []byte, off int64) (int, error) {
-	if err := o.failed(); err != nil {
+	if err := o.Err(); err != nil {
 		return 0, err
 	}
 	short := int64(len(p)) > o.object.Size-off

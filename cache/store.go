@@ -32,7 +32,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -164,7 +163,7 @@ func (s *Store) Open(t *piece.Tree, src Source) (*Object, error) {
 			return nil, fmt.Errorf("open object %s: it is open as %d bytes in pieces of %d with root %s; asked for are %d bytes in pieces of %d with root %s",
 				want.Digest, have.Size, have.PieceLength, have.Root, want.Size, want.PieceLength, want.Root)
 		}
-		if err := o.failed(); err != nil {
+		if err := o.Err(); err != nil {
 			return nil, fmt.Errorf("open object %s: %w", want.Digest, err)
 		}
 		o.refs++
@@ -195,42 +194,6 @@ func (s *Store) close(o *Object) error {
 	s.mu.Unlock()
 	o.flying.Wait()
 	return err
-}
-
-// Objects returns the open objects, in order of their digests. They are borrowed: use them, do not close them.
-func (s *Store) Objects() []*Object {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	open := make([]*Object, 0, len(s.objects))
-	for _, o := range s.objects {
-		open = append(open, o)
-	}
-	slices.SortFunc(open, func(a, b *Object) int {
-		return slices.Compare(a.object.Digest[:], b.object.Digest[:])
-	})
-	return open
-}
-
-// Trees returns the trees of all objects on disk, so that a new process can
-// open again what an earlier one had. Each proves its object against its own
-// root; whether the root is trusted is the caller's to know. Records that
-// cannot be read are left out.
-func (s *Store) Trees() ([]*piece.Tree, error) {
-	paths, err := filepath.Glob(filepath.Join(s.dir, "objects", "??", "*", recordName))
-	if err != nil {
-		return nil, fmt.Errorf("list cache %s: %v", s.dir, err)
-	}
-	var trees []*piece.Tree
-	for _, p := range paths {
-		b, err := os.ReadFile(p)
-		if err != nil {
-			continue
-		}
-		if t, _, err := parseRecord(b); err == nil {
-			trees = append(trees, t)
-		}
-	}
-	return trees, nil
 }
 
 func (s *Store) objectPath(d piece.Digest) string {

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,12 +52,12 @@ func testOpenTwice(t *testing.T, dir string) {
 	}
 	a.Close()
 	put(t, b, data, 0)
-	if got := s.Objects(); len(got) != 1 || got[0] != b {
-		t.Errorf("objects %v", got)
+	if err := b.Err(); err != nil {
+		t.Errorf("Err with one use left: %v", err)
 	}
 	b.Close()
-	if got := s.Objects(); len(got) != 0 {
-		t.Errorf("objects after the last Close: %v", got)
+	if err := b.Err(); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("Err after the last Close: %v", err)
 	}
 	if err := putPiece(b, data, 1); !errors.Is(err, fs.ErrClosed) {
 		t.Errorf("Put after Close: %v", err)
@@ -95,11 +94,7 @@ func testReopen(t *testing.T, dir string) {
 	}
 
 	s = openStore(t, dir, Options{})
-	trees, err := s.Trees()
-	if err != nil || len(trees) != 1 || trees[0].Object() != tree.Object() || !bytes.Equal(trees[0].Layer(), tree.Layer()) {
-		t.Fatalf("trees on disk: %v, %v", trees, err)
-	}
-	o = openObject(t, s, trees[0], nil)
+	o = openObject(t, s, tree, nil)
 	if p := o.Progress(); p != (Progress{Claimed: 5, Total: 10}) || o.Has(0) {
 		t.Fatalf("an earlier process's pieces count before they were hashed: %+v", p)
 	}
@@ -206,7 +201,7 @@ func testQuarantine(t *testing.T, dir string) {
 	for name, err := range map[string]error{
 		"ReadAt": second(o.ReadAt(make([]byte, 1), 0)), "ReadContext": second(o.ReadContext(t.Context(), make([]byte, 1), 0)),
 		"Ensure": o.Ensure(t.Context(), 0, 1), "Wait": o.Wait(t.Context(), 0), "Put": putPiece(o, data, 0),
-		"Open": second(s.Open(tree, nil)),
+		"Open": second(s.Open(tree, nil)), "Err": o.Err(),
 	} {
 		if !errors.As(err, &wrong) || wrong.Piece != -1 {
 			t.Errorf("%s in quarantine: %v", name, err)
@@ -221,51 +216,12 @@ func testQuarantine(t *testing.T, dir string) {
 	if _, err := s.Open(tree, nil); !errors.As(err, &wrong) || !strings.Contains(err.Error(), s.quarantinePath(tree.Object())) {
 		t.Errorf("Open in a later process: %v", err)
 	}
-	if trees, _ := s.Trees(); len(trees) != 0 {
-		t.Error("the object is still among the good ones")
+	if _, err := os.Stat(s.objectPath(tree.Object().Digest)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the object is still among the good ones: %v", err)
 	}
 }
 
 func second[T any](_ T, err error) error { return err }
-
-func testExport(t *testing.T, dir string) {
-	data := content(1, 5*small+77)
-	o := openObject(t, openStore(t, filepath.Join(dir, "cache"), Options{}), treeOf(t, data, small), nil)
-	path := filepath.Join(dir, "out")
-	if err := os.WriteFile(path, []byte("before"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	put(t, o, data, 0)
-	if err := o.Export(t.Context(), path, 0o640); err == nil {
-		t.Error("an object with gaps was exported")
-	}
-	putAll(t, o, data)
-	stopped, stop := context.WithCancel(t.Context())
-	stop()
-	if err := o.Export(stopped, path, 0o640); !errors.Is(err, context.Canceled) {
-		t.Errorf("stopped export: %v", err)
-	}
-	if got, _ := os.ReadFile(path); string(got) != "before" {
-		t.Error("a failed export changed the file")
-	}
-	if err := o.Export(t.Context(), path, 0o640); err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(path)
-	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("exported other bytes: %v", err)
-	}
-	if info, _ := os.Stat(path); info.Mode().Perm() != 0o640 {
-		t.Errorf("mode %v", info.Mode())
-	}
-	if err := os.WriteFile(path, bytes.Repeat([]byte{1}, len(data)), 0); err != nil {
-		t.Fatal(err)
-	}
-	readAll(t, o, data)
-	if left, _ := filepath.Glob(filepath.Join(dir, ".out*")); len(left) != 0 {
-		t.Errorf("left behind: %v", left)
-	}
-}
 
 // TestDiskFull fills a file system of its own.
 func TestDiskFull(t *testing.T) {

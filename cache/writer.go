@@ -33,24 +33,19 @@ func (o *Object) Put(v piece.Verified) error {
 // WriteBlock stores p, bytes of piece i that begin off bytes into it, in place
 // in the object's file, where nobody can read them before Commit. Blocks may
 // come in any order, twice, and from several goroutines. WriteBlock waits for
-// a Commit under way; a block that comes too late, when the piece is present,
-// is dropped without an error.
+// a Put or Commit under way; a block that comes too late, when the piece is
+// present, is dropped without an error.
 func (o *Object) WriteBlock(i int, p []byte, off int64) error {
-	if _, err := o.settle(i); err != nil {
-		return err
+	if i < 0 || i >= len(o.states) {
+		return o.noPiece(i)
 	}
 	start, n := o.object.Span(i)
 	if off < 0 || int64(len(p)) > n-off {
 		return fmt.Errorf("write %d bytes at %d of piece %d of object %s: the piece has %d bytes", len(p), off, i, o.object.Digest, n)
 	}
-	o.mu.Lock()
-	if o.err != nil || o.states[i] != absent {
-		defer o.mu.Unlock()
-		return o.err
+	if late, err := o.beginBlock(i); late || err != nil {
+		return err
 	}
-	o.writing[i]++
-	o.mu.Unlock()
-
 	_, err := o.data.WriteAt(p, start+off)
 
 	o.mu.Lock()
@@ -63,6 +58,25 @@ func (o *Object) WriteBlock(i int, p []byte, off int64) error {
 		return o.diskFailed("write", i, err)
 	}
 	return nil
+}
+
+// beginBlock counts a block of piece i as being written, unless the piece is
+// present. Who has the piece sealed may yet fail, so that is waited for.
+func (o *Object) beginBlock(i int) (late bool, err error) {
+	for {
+		if here, err := o.settle(i); here || err != nil {
+			return here, err
+		}
+		o.mu.Lock()
+		free := o.states[i] == absent && o.err == nil
+		if free {
+			o.writing[i]++
+		}
+		o.mu.Unlock()
+		if free {
+			return false, nil
+		}
+	}
 }
 
 // Commit verifies what was written of piece i and records it present; from

@@ -2,6 +2,9 @@ package p2p
 
 import (
 	"context"
+	"encoding/base64"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/spate-project/spate/p2p/tracker"
@@ -20,6 +23,11 @@ const (
 
 	// shortest is the shortest interval between announces that a tracker may ask for.
 	shortest = 100 * time.Millisecond
+
+	// heading is what an announce takes without its swarms, and listing what a
+	// swarm takes of it beside the bitmap, in bytes, at most.
+	heading = 1 << 10
+	listing = 128
 )
 
 // announce tells the tracker what this node holds, soon after a change and
@@ -44,6 +52,9 @@ func (m *Mesh) announce(ctx context.Context) error {
 		next, err := m.announceOnce(ctx)
 		switch {
 		case ctx.Err() != nil:
+		case errors.Is(err, tracker.ErrRefused):
+			m.log.Error("the mesh's tracker refuses this node's announce; transfers go on with the peers at hand", "err", err)
+			next = announceRetry
 		case err != nil:
 			m.log.Warn("the mesh's tracker cannot be reached; transfers go on with the peers at hand", "err", err)
 			next = announceRetry
@@ -60,7 +71,7 @@ func (m *Mesh) announceOnce(ctx context.Context) (time.Duration, error) {
 	if m.opts.Engine != nil {
 		a.Addr = m.opts.Engine.Addr()
 	}
-	members := m.list()
+	members := listed(m.list())
 	for _, mb := range members {
 		n := mb.object.Pieces()
 		have := tracker.NewBitmap(n)
@@ -81,4 +92,35 @@ func (m *Mesh) announceOnce(ctx context.Context) (time.Duration, error) {
 		mb.meet(p.Swarms[mb.id])
 	}
 	return max(time.Duration(p.Interval), shortest), nil
+}
+
+// listed returns which of members, given by time of joining, an announce has
+// room for: those that have business with the tracker first, in the order in
+// which the origin is drawn, then what joined last.
+func listed(members []*member) []*member {
+	var all, idle []*member
+	for _, mb := range members {
+		if mb.busy() {
+			all = append(all, mb)
+		} else {
+			idle = append(idle, mb)
+		}
+	}
+	slices.Reverse(idle)
+	all = append(all, idle...)
+	size := heading
+	for k, mb := range all {
+		size += listing + base64.StdEncoding.EncodedLen((mb.object.Pieces()+7)/8)
+		if k == tracker.MaxSwarms || size > tracker.MaxBody {
+			return all[:k]
+		}
+	}
+	return all
+}
+
+// busy reports whether the object is being filled or read, or has something to report.
+func (mb *member) busy() bool {
+	mb.mu.Lock()
+	defer mb.mu.Unlock()
+	return mb.readers.Load() > 0 || mb.fills() || len(mb.done)+len(mb.failed) > 0
 }

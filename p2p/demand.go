@@ -21,17 +21,23 @@ const (
 	patience  = 5
 	endurance = 7
 
-	// lies is how often the origin may send wrong bytes where there is no other source.
-	lies = 2
+	// vain is how often the origin may send wrong bytes, or say that it has
+	// none, where there is no other source. Peers may be connecting meanwhile.
+	vain = 2
 )
 
 var errLeft = errors.New("the object left the mesh")
 
 // Fetch brings piece i of object d into its holding, before everything else
 // that the mesh does. It returns nil once the piece is present. While sources
-// fail it keeps trying until ctx ends, and then returns the last failure; it
-// returns at once when trying again cannot help. The error is
-// piece.ErrNotHere when the object is not in the mesh.
+// fail it keeps trying until ctx ends, and then returns the last failure. It
+// returns earlier only
+//   - with piece.ErrNotHere when the object is not in the mesh, or leaves it,
+//   - with piece.ErrNotTrusted when the origin's error is of that class,
+//   - with piece.ErrNotHere or a *piece.WrongBytesError when the origin has
+//     answered with such an error, or with such bytes, twice and no connected
+//     peer holds the piece,
+//   - with the holding's error when it can wait no more or its disk is full.
 func (m *Mesh) Fetch(ctx context.Context, d piece.Digest, i int) error {
 	mb := m.member(d)
 	if mb == nil {
@@ -58,12 +64,14 @@ func (m *Mesh) Fetch(ctx context.Context, d piece.Digest, i int) error {
 func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 	m.demand(mb, i)
 	defer mb.calm(i)
+	mb.readers.Add(1)
+	defer mb.readers.Add(-1)
 	wait := time.Duration(0)
 	if mb.held(i) {
 		wait = grace
 	}
 	var last error
-	wrong := 0 // times that the origin sent other bytes
+	hopeless := 0 // answers of the origin that another try is unlikely to change
 	for refused := 0; ; {
 		here, err := mb.waitFor(ctx, i, wait)
 		switch {
@@ -99,8 +107,8 @@ func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 		if errors.Is(last, syscall.ENOSPC) || errors.Is(last, piece.ErrNotTrusted) {
 			return last
 		}
-		if _, ok := errors.AsType[*piece.WrongBytesError](err); ok {
-			if wrong++; wrong == lies && !mb.held(i) {
+		if _, wrong := errors.AsType[*piece.WrongBytesError](err); wrong || errors.Is(err, piece.ErrNotHere) {
+			if hopeless++; hopeless >= vain && !mb.held(i) {
 				return err
 			}
 		}

@@ -102,7 +102,7 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 
 	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Max: m.leasePieces(mb)})
 	if err == nil {
-		l = mb.take(l, -1)
+		l = mb.leaveToPeers(mb.take(l, -1))
 	}
 	if l.Count > 0 {
 		mb.progressed()
@@ -135,6 +135,28 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	default:
 		mb.pause(closed)
 	}
+}
+
+// leaveToPeers gives a lease back whose pieces connected peers hold, as a
+// tracker gives it that has restarted and not heard of them yet: they send them
+// as well, unless they failed to before.
+func (mb *member) leaveToPeers(l tracker.Lease) tracker.Lease {
+	if mb.isWary() {
+		return l
+	}
+	for i := l.First; i < l.First+l.Count; i++ {
+		if !mb.held(i) {
+			return l
+		}
+	}
+	mb.release(l.First, l.Count)
+	mb.mu.Lock()
+	defer mb.mu.Unlock()
+	for i := l.First; i < l.First+l.Count; i++ {
+		mb.report(i, false)
+	}
+	l.Count = 0
+	return l
 }
 
 func (mb *member) isWary() bool {

@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spate-project/spate/p2p/tracker"
 )
@@ -15,6 +16,9 @@ const (
 	windowLeast = 3
 	windowMost  = 12
 )
+
+// refusal is how long an object that the engine would not take does without it.
+const refusal = time.Minute
 
 // enterNext enters the swarms that the fill comes to next.
 func (m *Mesh) enterNext() {
@@ -39,6 +43,7 @@ func (m *Mesh) enterNext() {
 
 // enter joins the object's swarm unless it is in it. Whatever the node holds
 // of an object is shared from then on; what it holds nothing of it need not share.
+// After a failure enter does nothing for a while.
 func (m *Mesh) enter(mb *member) error {
 	if m.opts.Engine == nil {
 		return nil
@@ -50,11 +55,12 @@ func (m *Mesh) enter(mb *member) error {
 		return nil
 	default:
 	}
-	if mb.in() != nil {
+	if mb.in() != nil || time.Now().Before(mb.noEntry) {
 		return nil
 	}
 	sw, err := m.opts.Engine.Join(mb.Holding)
 	if err != nil {
+		mb.noEntry = time.Now().Add(refusal)
 		return fmt.Errorf("join the swarm of object %s: %w", mb.object.Digest, err)
 	}
 	mb.mu.Lock()

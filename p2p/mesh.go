@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/p2p/tracker"
@@ -42,7 +43,8 @@ type Options struct {
 type Mesh struct {
 	opts Options
 	log  *slog.Logger
-	wake chan struct{} // asks the announcer to hurry
+	wake chan struct{}       // asks the announcer to hurry
+	room *semaphore.Weighted // of drawRoom: bytes of pieces that are being drawn
 
 	mu      sync.Mutex
 	members map[piece.Digest]*member
@@ -57,9 +59,12 @@ type member struct {
 	id     tracker.SwarmID
 	origin Origin
 	gone   chan struct{} // closed when the object leaves the mesh
-	entry  sync.Mutex    // held while the swarm is entered or left
+
+	entry   sync.Mutex // held while the swarm is entered or left
+	noEntry time.Time  // the engine is not asked again before; guarded by entry
 
 	originBytes, originWrong atomic.Int64
+	readers                  atomic.Int64 // Fetches under way
 
 	mu       sync.Mutex
 	swarm    Swarm          // nil until it is entered, and without an engine
@@ -98,6 +103,7 @@ func New(opts Options) *Mesh {
 	return &Mesh{
 		opts: opts, log: opts.Logger,
 		wake:    make(chan struct{}, 1),
+		room:    semaphore.NewWeighted(drawRoom),
 		members: make(map[piece.Digest]*member),
 		changed: make(chan struct{}),
 	}

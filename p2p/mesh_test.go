@@ -3,6 +3,7 @@ package p2p_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,7 +83,11 @@ type node struct {
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func newNode(t *testing.T, name string, tr p2p.Tracker) *node {
-	m := p2p.New(p2p.Options{Node: name, Tracker: tr, Logger: quiet()})
+	return startNode(t, p2p.Options{Node: name, Tracker: tr, Logger: quiet()})
+}
+
+func startNode(t *testing.T, opts p2p.Options) *node {
+	m := p2p.New(opts)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- m.Run(ctx) }()
@@ -210,114 +214,6 @@ func TestHeldUnknown(t *testing.T) {
 	})
 }
 
-func TestFetch(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		o, n := &origin{}, newNode(t, "a", nil)
-		n.join(t, o, false)
-		if err := n.Fetch(t.Context(), id, 11); err != nil {
-			t.Fatal(err)
-		}
-		if !n.holding.Has(11) {
-			t.Fatal("Fetch returned nil but the piece is not there")
-		}
-		// A fetch that is served already asks nobody.
-		asked := o.asked.Load()
-		if err := n.Fetch(t.Context(), id, 11); err != nil || o.asked.Load() != asked {
-			t.Errorf("fetched again: %v, with %d requests", err, o.asked.Load()-asked)
-		}
-		time.Sleep(time.Hour)
-		if got := n.holding.Count(); got > 2 { // a lease is of two pieces
-			t.Errorf("%d pieces came where one was read", got)
-		}
-		if err := n.Fetch(t.Context(), id, tree.Object().Pieces()-1); err != nil {
-			t.Errorf("fetch the last piece: %v", err)
-		}
-		for _, i := range []int{-1, tree.Object().Pieces()} {
-			if err := n.Fetch(t.Context(), id, i); err == nil {
-				t.Errorf("there is no piece %d, but it is fetched", i)
-			}
-		}
-		if err := n.Fetch(t.Context(), piece.Digest{}, 0); !errors.Is(err, piece.ErrNotHere) {
-			t.Errorf("fetch of an object that is not in the mesh: %v, want piece.ErrNotHere", err)
-		}
-	})
-}
-
-// TestFetchOnce: however many read the same pieces, the origin sends each once.
-func TestFetchOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		o, n := &origin{}, newNode(t, "a", nil)
-		o.fails(func(context.Context, int) error {
-			time.Sleep(100 * time.Millisecond)
-			return nil
-		})
-		n.join(t, o, false)
-		var readers sync.WaitGroup
-		for i := range tree.Object().Pieces() {
-			for range 3 {
-				readers.Go(func() {
-					if err := n.Fetch(t.Context(), id, i); err != nil {
-						t.Errorf("piece %d: %v", i, err)
-					}
-				})
-			}
-		}
-		readers.Wait()
-		if o.copies() > 1 {
-			t.Errorf("the origin sent %.2f copies to one node", o.copies())
-		}
-	})
-}
-
-// TestFetchBeforeRun: a reader is served also where nothing announces the node.
-func TestFetchBeforeRun(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		m := p2p.New(p2p.Options{Node: "a", Logger: quiet()})
-		h := p2ptest.NewHolding(tree)
-		if err := m.Join(h, p2p.JoinOptions{Origin: &origin{}}); err != nil {
-			t.Fatal(err)
-		}
-		if err := m.Fetch(t.Context(), id, 3); err != nil || !h.Has(3) {
-			t.Errorf("%v", err)
-		}
-	})
-}
-
-func TestFetchCancelled(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		o, n := &origin{}, newNode(t, "a", nil)
-		n.join(t, o, false)
-		gone, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := n.Fetch(gone, id, 0); !errors.Is(err, context.Canceled) {
-			t.Errorf("%v, want context.Canceled", err)
-		}
-
-		o.fails(func(ctx context.Context, _ int) error {
-			<-ctx.Done()
-			return ctx.Err()
-		})
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		defer cancel()
-		start := time.Now()
-		err := n.Fetch(ctx, id, 0)
-		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 3*time.Second {
-			t.Errorf("%v after %v, want context.DeadlineExceeded after 3 s", err, time.Since(start))
-		}
-		for _, says := range []string{"piece 0", id.String()} {
-			if !strings.Contains(fmt.Sprint(err), says) {
-				t.Errorf("%q does not name %s", err, says)
-			}
-		}
-		// What it had leased is free for others soon, not when the lease is over.
-		o.fails(nil)
-		start = time.Now()
-		if err := n.Fetch(t.Context(), id, 0); err != nil || time.Since(start) > time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
-		}
-	})
-}
-
 func TestLeave(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		o, n := &origin{}, newNode(t, "a", nil)
@@ -374,384 +270,130 @@ func TestJoinErrors(t *testing.T) {
 	})
 }
 
-// TestOriginFails: failures of the origin as a whole are waited out.
-func TestOriginFails(t *testing.T) {
+// A crowd is an engine whose swarms exchange nothing.
+type crowd struct {
+	addr    string
+	refuses error            // what a Join fails with
+	holds   func(i int) bool // what a connected peer holds; nothing when nil
+	joins   atomic.Int64     // attempts
+}
+
+func (c *crowd) Addr() string { return c.addr }
+
+func (c *crowd) Join(p2p.Holding) (p2p.Swarm, error) {
+	c.joins.Add(1)
+	return c, c.refuses
+}
+
+func (c *crowd) Held(i int) bool            { return c.holds != nil && c.holds(i) }
+func (c *crowd) Want(int, int, p2p.Urgency) {}
+func (c *crowd) AddPeers([]tracker.Peer)    {}
+func (c *crowd) Stats() (s p2p.SwarmStats)  { return s }
+func (c *crowd) Leave()                     {}
+
+// TestEngineRefuses: an object that the engine does not take is not offered to it all the time.
+func TestEngineRefuses(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		down := errors.New("registry is down")
-		o, n := &origin{}, newNode(t, "a", nil)
-		o.fails(func(context.Context, int) error { return down })
+		c, o := &crowd{refuses: errors.New("no room")}, &origin{}
+		o.fails(func(context.Context, int) error { return errors.New("registry is down") })
+		n := startNode(t, p2p.Options{Node: "a", Engine: c, Logger: quiet()})
 		n.join(t, o, true)
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		defer cancel()
-		if err := n.Fetch(ctx, id, 5); !errors.Is(err, down) {
-			t.Errorf("fetch from an origin that is down: %v, want its error", err)
+		time.Sleep(50 * time.Second)
+		if c.joins.Load() != 1 {
+			t.Errorf("%d attempts in 50 s, want one", c.joins.Load())
 		}
-		if asked := o.asked.Load(); asked > 40 {
-			t.Errorf("a broken origin was asked %d times in 20 s", asked)
-		}
-		o.fails(nil)
-		n.filled(t, 31*time.Second)
-	})
-}
-
-// TestOriginCutsShort: an answer that ends early gives what it gave, and the rest is asked for again.
-func TestOriginCutsShort(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		n := newNode(t, "a", nil)
-		short := p2p.OriginFunc(func(_ context.Context, off, length int64) (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(data[off : off+length*2/3])), nil // of two pieces, the first one
-		})
-		n.join(t, short, true)
-		time.Sleep(time.Hour)
-		if got := n.holding.Count(); got != tree.Object().Pieces()/2 {
-			t.Errorf("%d of %d pieces", got, tree.Object().Pieces())
+		time.Sleep(10 * time.Minute)
+		if got := c.joins.Load(); got < 5 || got > 11 {
+			t.Errorf("%d attempts in eleven minutes, want about one a minute", got)
 		}
 	})
 }
 
-// TestOriginSilent: an origin that answers with nothing is given up, and asked again.
-func TestOriginSilent(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		o, n := &origin{}, newNode(t, "a", nil)
-		first := make(map[int]bool)
-		var mu sync.Mutex
-		o.fails(func(ctx context.Context, at int) error {
-			mu.Lock()
-			hang := !first[at]
-			first[at] = true
-			mu.Unlock()
-			if hang {
-				<-ctx.Done()
-				return ctx.Err()
-			}
-			return nil
-		})
-		n.join(t, o, false)
-		start := time.Now()
-		if err := n.Fetch(t.Context(), id, 4); err != nil || time.Since(start) > 20*time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
-		}
-		o.fails(func(ctx context.Context, _ int) error {
-			<-ctx.Done()
-			return ctx.Err()
-		})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		if err := n.Fetch(ctx, id, 8); err == nil || !strings.Contains(err.Error(), "sent nothing for 15s") {
-			t.Errorf("%v: want to be told that the origin is silent", err)
-		}
-	})
-}
-
-// TestOriginSlow: an origin that sends a little all the time is not silent.
-func TestOriginSlow(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		n := newNode(t, "a", nil)
-		slow := p2p.OriginFunc(func(_ context.Context, off, length int64) (io.ReadCloser, error) {
-			return io.NopCloser(&drip{data[off : off+length]}), nil
-		})
-		n.join(t, slow, false)
-		if err := n.Fetch(t.Context(), id, 4); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// A drip gives 16 KiB every 5 seconds.
-type drip struct{ rest []byte }
-
-func (d *drip) Read(p []byte) (int, error) {
-	if len(d.rest) == 0 {
-		return 0, io.EOF
+// small returns a holding of an object of one piece of size bytes that nobody has.
+func small(t *testing.T, k int, size, pieceLength int64) *p2ptest.Holding {
+	t.Helper()
+	o := piece.Object{Size: size, PieceLength: pieceLength, Root: piece.Root{1}}
+	binary.BigEndian.PutUint32(o.Digest[:], uint32(k))
+	one, err := piece.NewTree(o, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	time.Sleep(5 * time.Second)
-	n := copy(p[:min(len(p), 16<<10)], d.rest)
-	d.rest = d.rest[n:]
-	return n, nil
+	return p2ptest.NewHolding(one)
 }
 
-// TestOriginWrong: one piece that the origin has wrong keeps back neither the
-// others nor, once it is right again, itself.
-func TestOriginWrong(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		const bad = 6
-		o, n := &origin{}, newNode(t, "a", nil)
-		o.change = func(off int64, p []byte) {
-			if at := bad*piece.MinLength + 77 - off; at >= 0 && at < int64(len(p)) {
-				p[at] ^= 1
-			}
+// A recorder is a tracker that keeps the last announce.
+type recorder struct {
+	tracker.Local
+	mu   sync.Mutex
+	last map[tracker.SwarmID]bool
+}
+
+func (r *recorder) Announce(ctx context.Context, a tracker.Announce) (tracker.Peers, error) {
+	p, err := r.Local.Announce(ctx, a)
+	if err == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.last = make(map[tracker.SwarmID]bool)
+		for _, h := range a.Swarms {
+			r.last[h.Swarm] = true
 		}
+	}
+	return p, err
+}
+
+// lists reports whether the object of h is in the last announce, and of how many.
+func (r *recorder) lists(h *p2ptest.Holding) (bool, int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.last[tracker.SwarmOf(h.Tree().Object())], len(r.last)
+}
+
+// TestManyObjects: of more objects than an announce may list, those that are
+// filled or read are announced, and then the latest.
+func TestManyObjects(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o, r := &origin{}, &recorder{Local: tracker.Local{Server: newTracker()}}
+		o.fails(func(context.Context, int) error { return errors.New("registry is down") })
+		n := newNode(t, "a", r)
 		n.join(t, o, true)
-		time.Sleep(5 * time.Second)
-		if got := n.holding.Count(); got != tree.Object().Pieces()-1 || n.holding.Has(bad) {
-			t.Errorf("%d pieces of %d, want all but the wrong one", got, tree.Object().Pieces())
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		err := n.Fetch(ctx, id, bad)
-		w, ok := errors.AsType[*piece.WrongBytesError](err)
-		if !ok || w.Piece != bad || w.Object != id || w.From != "the origin" {
-			t.Errorf("%v, want a *piece.WrongBytesError that blames the origin", err)
-		}
-		if s, _ := n.Stats(id); s.OriginWrong < 2 {
-			t.Errorf("%d wrong pieces are counted", s.OriginWrong)
-		}
-		o.mu.Lock()
-		o.change = nil
-		o.mu.Unlock()
-		n.filled(t, 31*time.Second)
-	})
-}
-
-// TestDeadNode: what a node that is gone had leased, and what it alone held, is drawn by the others.
-func TestDeadNode(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		server := tracker.Local{Server: newTracker()}
-		hung := &origin{}
-		hung.fails(func(ctx context.Context, first int) error {
-			if first >= 4 {
-				<-ctx.Done()
-				return ctx.Err()
+		var idle []*p2ptest.Holding
+		for k := range tracker.MaxSwarms + 2 {
+			h := small(t, k, 1, piece.MinLength)
+			if err := n.Join(h, p2p.JoinOptions{Origin: o}); err != nil {
+				t.Fatal(err)
 			}
-			return nil
-		})
-		dead := newNode(t, "dead", server)
-		dead.join(t, hung, true)
-		time.Sleep(time.Second)
-		if got := dead.holding.Count(); got != 4 {
-			t.Fatalf("the node that is to die has %d pieces, want 4", got)
+			idle = append(idle, h)
 		}
-		dead.stop()
-		n := newNode(t, "a", server)
-		n.join(t, &origin{}, true)
-		n.filled(t, time.Minute)
-	})
-}
-
-// TestGivenBack: what one node cannot draw another draws at once.
-func TestGivenBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		server := tracker.Local{Server: newTracker()}
-		down := &origin{}
-		down.fails(func(context.Context, int) error { return errors.New("no route to the registry") })
-		cut, n := newNode(t, "cut", server), newNode(t, "a", server)
-		cut.join(t, down, true)
-		time.Sleep(time.Second)
-		n.join(t, &origin{}, true)
-		n.filled(t, 2*time.Second)
-	})
-}
-
-// TestHoldersGone: a reader is served soon although the tracker still believes dead nodes to hold the piece.
-func TestHoldersGone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		server := tracker.Local{Server: newTracker()}
-		n := newNode(t, "a", server)
-		n.join(t, &origin{}, true)
-		n.filled(t, time.Second)
-		time.Sleep(2 * time.Second) // until it has announced that
-		n.stop()
-		m := newNode(t, "b", server)
-		m.join(t, &origin{}, false)
-		start := time.Now()
-		if err := m.Fetch(t.Context(), id, 0); err != nil || time.Since(start) > 3*time.Second {
-			t.Errorf("%v after %v", err, time.Since(start))
-		}
-	})
-}
-
-// TestLiar: a node that is said to hold everything, and gives nothing, cannot starve a fill.
-func TestLiar(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		server := newTracker()
-		have := tracker.NewBitmap(tree.Object().Pieces())
-		for i := range tree.Object().Pieces() {
-			have.Set(i)
+		time.Sleep(time.Minute)
+		for h, want := range map[*p2ptest.Holding]bool{n.holding: true, idle[0]: false, idle[2]: false, idle[3]: true, idle[len(idle)-1]: true} {
+			if got, all := r.lists(h); got != want || all != tracker.MaxSwarms {
+				t.Errorf("of %d announced objects: %v, want %v", all, got, want)
+			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		lied := make(chan struct{})
-		t.Cleanup(func() {
-			cancel()
-			<-lied
+		var reader sync.WaitGroup
+		reader.Go(func() { n.Fetch(ctx, idle[0].Tree().Object().Digest, 0) })
+		time.Sleep(time.Minute)
+		if got, _ := r.lists(idle[0]); !got {
+			t.Error("an object that is being read is not announced")
+		}
+		cancel()
+		reader.Wait()
+	})
+}
+
+// TestRefusedAnnounce: a tracker that refuses is not said to be unreachable.
+func TestRefusedAnnounce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var log bytes.Buffer
+		n := startNode(t, p2p.Options{
+			Node: "a", Engine: &crowd{addr: "[::]:6881"}, Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		})
-		go func() {
-			defer close(lied)
-			for ctx.Err() == nil {
-				_, err := server.Announce(tracker.Announce{Node: "liar", Addr: "127.0.0.1:1", Swarms: []tracker.Holding{
-					{Swarm: tracker.SwarmOf(tree.Object()), Pieces: tree.Object().Pieces(), Have: have},
-				}})
-				if err != nil {
-					t.Error(err)
-				}
-				time.Sleep(time.Second)
-			}
-		}()
-		synctest.Wait() // until he has lied for the first time
-		o := &origin{}
-		var nodes []*node
-		for i := range 3 {
-			n := newNode(t, fmt.Sprint("n", i), tracker.Local{Server: server})
-			n.join(t, o, true)
-			nodes = append(nodes, n)
-		}
-		time.Sleep(5 * time.Second)
-		if o.sent.Load() != 0 {
-			t.Error("the tracker's word counts for nothing")
-		}
-		start := time.Now()
-		if err := nodes[0].Fetch(t.Context(), id, 17); err != nil || time.Since(start) > 3*time.Second {
-			t.Errorf("a reader: %v after %v", err, time.Since(start))
-		}
-		for _, n := range nodes {
-			n.filled(t, time.Minute)
+		n.join(t, &origin{}, false)
+		time.Sleep(time.Second)
+		n.stop()
+		if text := log.String(); !strings.Contains(text, "refuses") || !strings.Contains(text, "[::]:6881") || strings.Contains(text, "reached;") {
+			t.Errorf("logged %q", text)
 		}
 	})
 }
-
-// trackerFunc is a tracker that may be exchanged, or fail.
-type trackerFunc func() (p2p.Tracker, error)
-
-func (f trackerFunc) Announce(ctx context.Context, a tracker.Announce) (tracker.Peers, error) {
-	t, err := f()
-	if err != nil {
-		return tracker.Peers{}, err
-	}
-	return t.Announce(ctx, a)
-}
-
-func (f trackerFunc) Lease(ctx context.Context, r tracker.LeaseRequest) (tracker.Lease, error) {
-	t, err := f()
-	if err != nil {
-		return tracker.Lease{}, err
-	}
-	return t.Lease(ctx, r)
-}
-
-// TestNoTracker: without a tracker readers are served at once, and a fill comes on after a while.
-func TestNoTracker(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		o, n := &origin{}, newNode(t, "a", trackerFunc(func() (p2p.Tracker, error) { return nil, errors.New("no tracker") }))
-		n.join(t, o, true)
-		if err := n.Fetch(t.Context(), id, 3); err != nil {
-			t.Error(err)
-		}
-		n.filled(t, time.Minute)
-		if o.copies() != 1 {
-			t.Errorf("the origin sent %.2f copies", o.copies())
-		}
-	})
-}
-
-// TestTrackerRestarts: a tracker that has forgotten everything is told again, and no byte is drawn twice.
-func TestTrackerRestarts(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		var current atomic.Pointer[tracker.Server]
-		current.Store(newTracker())
-		tr := trackerFunc(func() (p2p.Tracker, error) { return tracker.Local{Server: current.Load()}, nil })
-		o := &origin{}
-		o.fails(func(context.Context, int) error {
-			time.Sleep(100 * time.Millisecond)
-			return nil
-		})
-		n := newNode(t, "a", tr)
-		n.join(t, o, true)
-		for range 4 {
-			time.Sleep(130 * time.Millisecond)
-			current.Store(newTracker())
-		}
-		n.filled(t, 5*time.Second)
-		// What was under way when the tracker forgot it may be drawn once more.
-		if o.copies() > 1.5 {
-			t.Errorf("the origin sent %.2f copies", o.copies())
-		}
-	})
-}
-
-// TestWrongLease: a tracker that leases what does not exist does no harm.
-func TestWrongLease(t *testing.T) {
-	for _, l := range []tracker.Lease{
-		{First: 0, Count: tree.Object().Pieces() + 1}, {First: -1, Count: 1}, {First: 1, Count: -1},
-		{First: 1<<63 - 1, Count: 2}, {First: 2, Count: 1<<63 - 1}, {First: 0, Count: 1}, {First: 0, Count: 2},
-	} {
-		bubble(t, func(t *testing.T) {
-			n := newNode(t, "a", leaser{tracker.Local{Server: newTracker()}, l})
-			n.join(t, &origin{}, true)
-			if err := n.Fetch(t.Context(), id, 3); err != nil {
-				t.Error(err)
-			}
-			n.filled(t, time.Minute)
-		})
-	}
-}
-
-// A leaser is a tracker that always gives the same lease.
-type leaser struct {
-	tracker.Local
-	lease tracker.Lease
-}
-
-func (l leaser) Lease(context.Context, tracker.LeaseRequest) (tracker.Lease, error) {
-	return l.lease, nil
-}
-
-// A full holding has no room while full is set.
-type full struct {
-	*p2ptest.Holding
-	full atomic.Bool
-}
-
-func (f *full) Put(v piece.Verified) error {
-	if f.full.Load() {
-		return fmt.Errorf("write: %w", syscall.ENOSPC)
-	}
-	return f.Holding.Put(v)
-}
-
-// TestFullDisk: a full disk is told to the reader at once, does not use up the
-// origin, keeps no piece from other nodes, and is forgotten when there is room.
-func TestFullDisk(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		server := tracker.Local{Server: newTracker()}
-		n, o := newNode(t, "a", server), &origin{}
-		h := &full{Holding: n.holding}
-		h.full.Store(true)
-		if err := n.Join(h, p2p.JoinOptions{Origin: o, Fill: true}); err != nil {
-			t.Fatal(err)
-		}
-		start := time.Now()
-		if err := n.Fetch(t.Context(), id, 3); !errors.Is(err, syscall.ENOSPC) || time.Since(start) > time.Second {
-			t.Errorf("%v after %v, want ENOSPC at once", err, time.Since(start))
-		}
-		other := newNode(t, "b", server)
-		other.join(t, &origin{}, true)
-		other.filled(t, 3*time.Second)
-		other.stop()
-		time.Sleep(10 * time.Minute)
-		if o.copies() > 3 {
-			t.Errorf("%.1f copies were drawn in vain in ten minutes", o.copies())
-		}
-		h.full.Store(false)
-		n.filled(t, time.Minute)
-	})
-}
-
-// TestHoldingFails: where the holding itself is closed, waiting is over.
-func TestHoldingFails(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		n := newNode(t, "a", trackerFunc(func() (p2p.Tracker, error) { return tracker.Local{Server: newTracker()}, nil }))
-		if err := n.Join(shut{n.holding}, p2p.JoinOptions{Origin: &origin{}}); err != nil {
-			t.Fatal(err)
-		}
-		if err := n.Fetch(t.Context(), id, 0); !errors.Is(err, errShut) {
-			t.Errorf("%v, want the holding's error", err)
-		}
-	})
-}
-
-var errShut = errors.New("the holding is closed")
-
-// shut is a holding that was closed.
-type shut struct{ *p2ptest.Holding }
-
-func (shut) Put(piece.Verified) error        { return errShut }
-func (shut) Wait(context.Context, int) error { return errShut }

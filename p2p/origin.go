@@ -17,6 +17,10 @@ const (
 	// originIdle is how long the origin may send nothing.
 	originIdle = 15 * time.Second
 
+	// drawRoom bounds the pieces that a Mesh draws at a time, in bytes. It is
+	// the room of one piece at least: piece.MaxLength.
+	drawRoom = piece.MaxLength
+
 	// later is how long finished pieces may wait to be reported with the next lease.
 	later = time.Second
 )
@@ -111,7 +115,8 @@ func (mb *member) report(i int, done bool) {
 }
 
 // fetch reads count claimed pieces from the origin with one request, verifies
-// each as it is whole, puts it into the holding, and releases them.
+// each as it is whole, puts it into the holding, and releases them. It waits
+// while too much is being drawn.
 func (m *Mesh) fetch(ctx context.Context, mb *member, first, count int) (err error) {
 	next := first
 	defer func() {
@@ -127,13 +132,23 @@ func (m *Mesh) fetch(ctx context.Context, mb *member, first, count int) (err err
 	}()
 	what := fmt.Sprintf("read pieces %d to %d of object %s from the origin", first, first+count-1, mb.object.Digest)
 
+	_, largest := mb.object.Span(first) // only the object's last piece is shorter
+	if err := m.room.Acquire(ctx, largest); err != nil {
+		return fmt.Errorf("%s: %w", what, because(ctx, err))
+	}
+	defer m.room.Release(largest)
+	for ; next < first+count && mb.Has(next); next++ { // it came from peers meanwhile
+	}
+	if next == first+count {
+		return nil
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	idle := time.AfterFunc(originIdle, func() {
 		cancel(fmt.Errorf("it sent nothing for %v", originIdle))
 	})
 	defer idle.Stop()
-	off, _ := mb.object.Span(first)
+	off, _ := mb.object.Span(next)
 	lastOff, lastLen := mb.object.Span(first + count - 1)
 	body, err := mb.origin.Range(ctx, off, lastOff+lastLen-off)
 	if err != nil {
@@ -146,7 +161,7 @@ func (m *Mesh) fetch(ctx context.Context, mb *member, first, count int) (err err
 		idle.Reset(originIdle)
 		return n, err
 	})
-	buf := make([]byte, mb.object.PieceLength)
+	buf := make([]byte, largest)
 	for ; next < first+count; next++ {
 		_, n := mb.object.Span(next)
 		if _, err := io.ReadFull(alive, buf[:n]); err != nil {

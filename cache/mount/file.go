@@ -112,7 +112,7 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 	return fuse.ReadResultData(buf), fuse.OK
 }
 
-// giveUp ends a read when its thread is being killed or the mount is gone. The
+// giveUp ends a read when its thread is being killed or the connection is gone. The
 // kernel interrupts a read for any signal; but as on a disk a signal that has a
 // handler must not end it: what fails then may be a page fault within a system
 // call, whose caller expects no such thing. The kernel interrupts only once, so
@@ -125,7 +125,7 @@ func (f *FS) giveUp(ctx context.Context, done context.CancelFunc, interrupted <-
 	}
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
-	for !dying(thread) && isMountPoint(f.dir) {
+	for !dying(thread) && f.conn.alive() {
 		select {
 		case <-ctx.Done():
 			return

@@ -89,6 +89,7 @@ type FS struct {
 
 	dir    string
 	server *fuse.Server
+	conn   *connection
 
 	serving context.Context // of Run
 
@@ -134,6 +135,12 @@ func (f *FS) Mount(dir string) error {
 		}
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
+	conn, err := connect(dir, fd)
+	if err != nil {
+		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
+		unix.Close(fd)
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
 	server, err := fuse.NewServer(f, "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
 		MaxWrite: maxRead, MaxBackground: maxBackground,
 		DisableSplice:            true, // a short splice would reach the reader as the end of the file
@@ -142,19 +149,28 @@ func (f *FS) Mount(dir string) error {
 	})
 	if err != nil {
 		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
+		conn.close()
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
-	f.dir, f.server = dir, server
+	f.dir, f.server, f.conn = dir, server, conn
 	f.passthrough = !f.opts.NoPassthrough && server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH != 0
 	f.raiseReadAhead()
 	return nil
 }
 
-// Run serves the file system, which Mount has mounted, until it is unmounted, or until ctx ends:
-// then it unmounts it by force, whatever is in use. Reads that wait fail, and so
-// do later ones, but what was opened by passthrough stays readable. Run returns
-// nil unless unmounting failed.
+// Run serves the file system, which Mount has mounted, until nothing holds it
+// any more: it is unmounted, and so is every mount that was bound to it, and
+// after a lazy unmount its last file is closed.
+//
+// When ctx ends, Run ends the file system at once, whatever is in use and
+// wherever it is mounted, and unmounts it from its directory if it is there
+// still. Reads that wait fail, and so do later ones, but what was opened by
+// passthrough stays readable. Mounts bound elsewhere stay, for those who made
+// them to unmount; all that is asked of them fails.
+//
+// Run returns nil unless that failed.
 func (f *FS) Run(ctx context.Context) error {
+	defer f.conn.close()
 	f.serving = ctx
 	done := make(chan struct{})
 	go func() {
@@ -163,19 +179,27 @@ func (f *FS) Run(ctx context.Context) error {
 	}()
 	select {
 	case <-done:
-		return nil
 	case <-ctx.Done():
-		err := f.unmount(unix.MNT_FORCE | unix.MNT_DETACH)
+		if err := f.conn.end(); err != nil {
+			return fmt.Errorf("end the mount %s: %w", f.dir, err)
+		}
 		<-done
-		return err
 	}
+	return f.unmount(unix.MNT_DETACH)
 }
 
-// Unmount unmounts the file system, whereupon Run returns. It fails when files
-// are in use; end Run's context to unmount all the same.
+// Unmount frees the directory, and returns nil also when that was done before
+// or something else is mounted there by now. Run returns then, unless a mount
+// that was bound to this one, or a file after a lazy unmount, is still in use:
+// those are served on until they are gone or Run's context ends. Unmount fails
+// when files are in use through the directory; end Run's context to unmount all
+// the same.
 func (f *FS) Unmount() error { return f.unmount(0) }
 
 func (f *FS) unmount(flags int) error {
+	if !f.conn.isAt(f.dir) {
+		return nil
+	}
 	switch err := unix.Unmount(f.dir, flags); {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("unmount %s: %w: end the processes that use files in it (fuser -vm %s lists them)", f.dir, err, f.dir)
@@ -191,11 +215,6 @@ func (f *FS) unmount(flags int) error {
 func statMount(dir string) (st unix.Statx_t, err error) {
 	err = unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
 	return st, err
-}
-
-func isMountPoint(dir string) bool {
-	st, err := statMount(dir)
-	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // checkMountPoint returns the absolute path of dir if it can be mounted at.

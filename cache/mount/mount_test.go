@@ -236,7 +236,7 @@ func TestMountPoint(t *testing.T) {
 	if err := f.Run(ctx); err != nil {
 		t.Error("Run whose context has ended:", err)
 	}
-	if isMountPoint(f.dir) {
+	if isMountPoint(t, f.dir) {
 		t.Error("Run left the mount behind")
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"runtime/debug"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/spate-project/spate/cmd/internal/agent"
+	"github.com/spate-project/spate/cmd/internal/ui"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p/identity"
 	"github.com/spate-project/spate/p2p/link"
@@ -65,6 +67,7 @@ func (a *app) agentCommand() *cobra.Command {
 		registries []string
 		meshDir    string
 		meshListen string
+		meshAddr   string
 		timeout    time.Duration
 	)
 	cmd := &cobra.Command{
@@ -96,7 +99,21 @@ its owner can open. --listen serves the read-only status.`,
 			if len(policy.Verifiers) == 0 {
 				opts.Logger.Warn("no --key is given: nothing will be trusted")
 			}
+			for _, r := range registries {
+				if u, err := url.Parse(r); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+					return ui.WithHint(usage(fmt.Errorf("--registry %s is not a URL", r)), "write it as http://HOST:PORT or https://HOST:PORT")
+				}
+			}
+			if meshDir == "" && len(registries) > 0 {
+				opts.Logger.Info("no --mesh is given: this node has no peers and reads everything from the registry")
+			}
 			if meshDir != "" {
+				if len(registries) == 0 {
+					return usage(fmt.Errorf("--mesh needs a --registry that introduces peers"))
+				}
+				if opts.MeshAddr, err = advertised(meshListen, meshAddr); err != nil {
+					return err
+				}
 				if opts.Identity, err = identity.Load(meshDir); err != nil {
 					return err
 				}
@@ -133,7 +150,27 @@ its owner can open. --listen serves the read-only status.`,
 	f.StringArrayVar(&registries, "registry", nil, "base `URL` of a registry that introduces peers; may be repeated")
 	f.StringVar(&meshDir, "mesh", "", "`directory` with the node's mesh certificate; without it there are no peers")
 	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")
+	f.StringVar(&meshAddr, "mesh-addr", "", "`address` that peers are told to connect to; that of --mesh-listen when empty")
 	return cmd
+}
+
+// advertised returns the address that peers are told, empty for the listener's own.
+func advertised(listen, addr string) (string, error) {
+	if addr != "" {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return "", usage(fmt.Errorf("--mesh-addr %s: %w", addr, err))
+		}
+		return addr, nil
+	}
+	tcp, err := net.ResolveTCPAddr("tcp", listen)
+	if err != nil {
+		return "", usage(fmt.Errorf("--mesh-listen %s: %w", listen, err))
+	}
+	if tcp.IP == nil || tcp.IP.IsUnspecified() {
+		return "", ui.WithHint(usage(fmt.Errorf("--mesh-listen %s names no address that peers could connect to", listen)),
+			"name one with --mesh-addr")
+	}
+	return "", nil
 }
 
 // agentFlag says which agent a command talks to.

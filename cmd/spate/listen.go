@@ -67,8 +67,16 @@ func (l *linkFlags) register(f *pflag.FlagSet) {
 // shutdownGrace is how long requests under way may take after a signal.
 const shutdownGrace = 5 * time.Second
 
-// serveUntil serves until ctx ends, then lets what is under way finish for a while.
-func serveUntil(ctx context.Context, srv *http.Server, ln net.Listener) error {
+// headerTimeout is how long a client may take to ask, idleTimeout how long a
+// connection may wait for the next request. Bodies take the time they take.
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+)
+
+// serveUntil serves h until ctx ends, then lets what is under way finish for a while.
+func serveUntil(ctx context.Context, h http.Handler, ln net.Listener) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	select {

@@ -45,7 +45,7 @@ an input/output error; it never returns other bytes.`,
 		},
 	}
 	agentFlag(cmd.Flags(), &data)
-	cmd.Flags().BoolVar(&lazy, "lazy", false, "fetch only what is read")
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "fetch only what is read, and a little ahead of it")
 	return cmd
 }
 

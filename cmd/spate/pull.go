@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/spate-project/spate/cmd/internal/agent"
 	"github.com/spate-project/spate/cmd/internal/ui"
@@ -51,6 +52,9 @@ right. A file that is there already is kept when its digest is.`,
   spate pull --direct 127.0.0.1:5000/qwen:v1 ./qwen --key cosign.pub`,
 		Args: a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := onlyWith(cmd.Flags(), direct); err != nil {
+				return err
+			}
 			dir, err := filepath.Abs(args[1])
 			if err != nil {
 				return err
@@ -99,6 +103,20 @@ right. A file that is there already is kept when its digest is.`,
 	remotes.register(f)
 	limits.register(f)
 	return cmd
+}
+
+// onlyWith refuses flags that would have no effect: an agent has its own keys and limits.
+func onlyWith(f *pflag.FlagSet, direct bool) error {
+	names, when := []string{"key", "plain-http", "limit-up", "limit-down"}, "only with --direct: the agent has its own"
+	if direct {
+		names, when = []string{"data"}, "not with --direct: no agent is asked"
+	}
+	for _, name := range names {
+		if f.Changed(name) {
+			return usage(fmt.Errorf("--%s has a meaning %s", name, when))
+		}
+	}
+	return nil
 }
 
 // pullDirect admits p.Reference and downloads its files without an agent.

@@ -72,7 +72,7 @@ nothing: agents tell it again.`,
 			}
 			g, ctx := errgroup.WithContext(cmd.Context())
 			g.Go(func() error { return reg.Run(ctx) })
-			g.Go(func() error { return serveUntil(ctx, &http.Server{Handler: mux}, l.Listener(ln)) })
+			g.Go(func() error { return serveUntil(ctx, mux, l.Listener(ln)) })
 			return g.Wait()
 		},
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -35,10 +36,12 @@ against a signed index, and shows the model as files.
 
 Every flag is also an environment variable (--sign-key is SPATE_SIGN_KEY) and a
 key of the YAML file that --config names (sign-key: cosign.key); the command
-line wins over the environment, the environment over the file.
+line wins over the environment, the environment over the file.`
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not trusted, nothing was
-fetched; 4 the deadline passed with part of the work done.`
+// exitCodes ends every command's help.
+const exitCodes = `
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not trusted, nothing was fetched.
+`
 
 func (a *app) root() *cobra.Command {
 	cmd := &cobra.Command{
@@ -58,6 +61,7 @@ func (a *app) root() *cobra.Command {
 		Args:          a.args(cobra.NoArgs),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	cmd.SetUsageTemplate(cmd.UsageTemplate() + exitCodes)
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
 	f := cmd.PersistentFlags()
 	f.Var(&a.out.Format, "output", "how to write results: text or json")
@@ -100,7 +104,8 @@ func (a *app) configure(flags *pflag.FlagSet) error {
 		if err != nil {
 			return usage(fmt.Errorf("read the configuration: %w", err))
 		}
-		if err := yaml.UnmarshalStrict(b, &file); err != nil {
+		numbers := func(d *json.Decoder) *json.Decoder { d.UseNumber(); return d } // as they are written
+		if err := yaml.UnmarshalStrict(b, &file, numbers); err != nil {
 			return usage(fmt.Errorf("read the configuration %s: %v", path, err))
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/spate-project/spate/cmd/internal/lab"
+	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p/identity"
 	"github.com/spate-project/spate/signing/cosign"
 )
@@ -43,16 +45,20 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":     exits,
-			"freeaddr":  freeAddr,
-			"waitfor":   waitFor,
-			"keypair":   keyPair,
-			"meshcert":  meshCert,
-			"model":     makeModel,
-			"flip":      flip,
-			"samedir":   sameDir,
-			"tmpfs":     tmpfs,
-			"noprocess": noProcess,
+			"exits":        exits,
+			"freeaddr":     freeAddr,
+			"waitfor":      waitFor,
+			"keypair":      keyPair,
+			"meshcert":     meshCert,
+			"model":        makeModel,
+			"flip":         flip,
+			"samedir":      sameDir,
+			"tmpfs":        tmpfs,
+			"noprocess":    noProcess,
+			"jsonfield":    jsonField,
+			"atmost":       atMost,
+			"waitopen":     waitOpen,
+			"signmanifest": signManifest,
 		},
 	})
 }
@@ -159,6 +165,63 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 // samedir A B fails unless every file of A is in B with the same bytes, and no other.
 func sameDir(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("diff", "-r", ts.MkAbs(args[0]), ts.MkAbs(args[1])))
+}
+
+// jsonfield VAR FIELD sets VAR to a field of the JSON object on standard output.
+func jsonField(ts *testscript.TestScript, neg bool, args []string) {
+	var v map[string]any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &v))
+	ts.Setenv(args[0], fmt.Sprint(v[args[1]]))
+}
+
+// atmost MAX FIELD fails when a number of the JSON object on standard output,
+// or one in each element of a list as in nodes.cpu_s, is larger than MAX or not there.
+func atMost(ts *testscript.TestScript, neg bool, args []string) {
+	limit, err := strconv.ParseFloat(args[0], 64)
+	ts.Check(err)
+	var v map[string]any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &v))
+	objects, field := []any{v}, args[1]
+	if list, rest, ok := strings.Cut(field, "."); ok {
+		objects, _ = v[list].([]any)
+		field = rest
+	}
+	if len(objects) == 0 {
+		ts.Fatalf("there is no %s", args[1])
+	}
+	for _, o := range objects {
+		n, ok := o.(map[string]any)[field].(float64)
+		if !ok || n > limit {
+			ts.Fatalf("%s is %v, at most %v is right", args[1], n, limit)
+		}
+	}
+}
+
+// waitopen FILE waits until a process has FILE open.
+func waitOpen(ts *testscript.TestScript, neg bool, args []string) {
+	want := ts.MkAbs(args[0])
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+		ts.Check(err)
+		for _, link := range links {
+			if to, err := os.Readlink(link); err == nil && to == want {
+				return
+			}
+		}
+	}
+	ts.Fatalf("nobody has %s open", want)
+}
+
+// signmanifest REF KEY signs a manifest and nothing else, as cosign would.
+func signManifest(ts *testscript.TestScript, neg bool, args []string) {
+	ctx := context.Background()
+	signer, err := cosign.NewSigner([]byte(ts.ReadFile(args[1])), func() ([]byte, error) { return nil, nil })
+	ts.Check(err)
+	repo, err := remote.Open(args[0], remote.Options{})
+	ts.Check(err)
+	desc, err := repo.Resolve(ctx, args[0])
+	ts.Check(err)
+	ts.Check(sign(ctx, repo, signer, desc))
 }
 
 // noprocess TEXT fails when a process has TEXT in its command line.

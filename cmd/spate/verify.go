@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/cmd/internal/agent"
 	"github.com/spate-project/spate/oci/index"
-	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/signing"
 )
 
@@ -28,8 +28,9 @@ func (a *app) verifyCommand() *cobra.Command {
 		Use:   "verify REF",
 		Short: "Check a reference's chain of trust, step by step",
 		Long: `Check a reference as an agent does before it fetches anything: the signature of
-its manifest, the signature of its index, and the proof of every object's piece
-layer against its root. Exit code 0 means that the keys admit it, 3 that they do not.`,
+its manifest, the signature of its index, and the proof of every file's pieces
+against its root. Exit code 0 means that an agent with these keys would mount it,
+3 that it would refuse.`,
 		Example: "  spate verify 127.0.0.1:5000/qwen:v1 --key cosign.pub",
 		Args:    a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,19 +38,10 @@ layer against its root. Exit code 0 means that the keys admit it, 3 that they do
 			if err != nil {
 				return err
 			}
-			repo, err := remote.Open(args[0], remotes.options())
-			if err != nil {
-				return err
-			}
-			trusted, chain, err := policy.Admit(cmd.Context(), repo, args[0])
+			admission, chain, err := agent.Admit(cmd.Context(), policy, remotes.options(), args[0])
 			v := verification{Chain: chain}
 			if err == nil {
-				if doc, ok := trusted.Index(); ok {
-					var idx *index.Index
-					if idx, err = index.Load(cmd.Context(), repo, doc.Bytes); err == nil {
-						v.Objects = idx.Objects()
-					}
-				}
+				v.Objects = admission.Index.Objects()
 			}
 			if err != nil && !errors.Is(err, piece.ErrNotTrusted) {
 				return err

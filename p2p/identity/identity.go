@@ -84,9 +84,6 @@ func checkName(s string) error {
 // Name returns the node's name within the mesh.
 func (id *Identity) Name() string { return id.name }
 
-// Expires returns when the node's certificate stops being valid.
-func (id *Identity) Expires() time.Time { return id.cert.Leaf.NotAfter }
-
 // Check reports whether peers will accept the certificate at time now.
 func (id *Identity) Check(now time.Time) error {
 	leaf := id.cert.Leaf

@@ -142,8 +142,11 @@ func TestIssueAndLoad(t *testing.T) {
 		if id.Name() != name {
 			t.Errorf("its name is %q, want %q", id.Name(), name)
 		}
-		if left := time.Until(id.Expires()); left > time.Hour || left < 50*time.Minute {
-			t.Errorf("it expires in %v, want an hour", left)
+		if err := id.Check(time.Now().Add(50 * time.Minute)); err != nil {
+			t.Errorf("it is of no use within its hour: %v", err)
+		}
+		if err := id.Check(time.Now().Add(time.Hour)); err == nil {
+			t.Error("it is valid after its hour")
 		}
 		for _, file := range []string{identity.CAFile, identity.CertFile, identity.KeyFile} {
 			info, err := os.Stat(filepath.Join(dir, file))

@@ -85,7 +85,6 @@ func New(opts Options) (*Engine, error) {
 	cfg.DisableTCP, cfg.DisableUTP, cfg.NoDHT, cfg.DisablePEX = true, true, true, true
 	cfg.DisableTrackers, cfg.DisableWebtorrent, cfg.DisableWebseeds = true, true, true
 	cfg.NoDefaultPortForwarding = true
-	cfg.DefaultStorage = noStorage{}
 	cfg.DialForPeerConns = false // only by our own dialer
 	cfg.HeaderObfuscationPolicy = anacrolix.HeaderObfuscationPolicy{RequirePreferred: true}
 	cfg.Seed = true
@@ -157,25 +156,27 @@ func (e *Engine) Join(h p2p.Holding) (p2p.Swarm, error) {
 	if layer := h.Tree().Layer(); layer != nil {
 		opts.PieceLayers = map[string]string{string(o.Root[:]): string(layer)}
 	}
-	joined := make(chan struct{})
-	h.OnPresent(func(i int) {
-		<-joined
-		s.present(i)
-	})
-	defer close(joined)
+	had := make([]bool, o.Pieces())
+	for i := range had {
+		had[i] = h.Has(i)
+	}
 	t, isNew := e.client.AddTorrentOpt(opts)
 	s.torrent = t
 	switch {
 	case !isNew:
-		s.left = true
 		return nil, fmt.Errorf("object %s is in its swarm already", o.Digest)
 	case t.Info() == nil:
-		s.left = true
 		t.Drop()
 		return nil, fmt.Errorf("object %s: the engine refuses its info dictionary", o.Digest)
 	}
 	e.swarms.Store(t, s)
 	t.SetOnWriteChunkError(s.writeFailed)
+	h.OnPresent(s.present)
+	for i := range had { // what came while the torrent was set up
+		if !had[i] && h.Has(i) {
+			s.present(i)
+		}
+	}
 	return s, nil
 }
 

@@ -144,3 +144,46 @@ func BenchmarkStorm(b *testing.B) {
 		b.ReportMetric(float64(wasted), "wasted-blocks")
 	}
 }
+
+// A watched holding counts its watchers and, before the first, lets a piece arrive.
+type watched struct {
+	*p2ptest.Holding
+	watchers int
+	arrive   func()
+}
+
+func (w *watched) OnPresent(f func(i int)) {
+	if w.watchers++; w.watchers == 1 {
+		w.arrive()
+	}
+	w.Holding.OnPresent(f)
+}
+
+// TestJoinWatches: a piece that comes while its object joins is shared, and a
+// Join that fails leaves nothing behind.
+func TestJoinWatches(t *testing.T) {
+	w := newWorld(t)
+	const late = 3
+	data := p2ptest.Bytes(zooSize, 11)
+	h := &watched{Holding: partly(t, data, func(i int) bool { return i != late })}
+	h.arrive = func() {
+		off, n := h.Tree().Object().Span(late)
+		v, err := h.Tree().Verify(late, data[off:off+n])
+		if err != nil {
+			t.Error(err)
+		} else if err := h.Put(v); err != nil {
+			t.Error(err)
+		}
+	}
+	holder := w.node("holder", 0)
+	holder.join(h, noOrigin, false)
+	if _, err := holder.engine.Join(h); err == nil {
+		t.Error("an object has joined twice")
+	}
+	if h.watchers != 1 {
+		t.Errorf("two Joins, one of which failed, left %d watchers", h.watchers)
+	}
+	reader, read := w.node("reader", 0), p2ptest.NewHolding(h.Tree())
+	reader.join(read, noOrigin, true)
+	filled(t, data, read)
+}

@@ -298,11 +298,13 @@ func (zeros) Read(p []byte) (int, error) {
 func TestTrackerRestarts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	const rate = 4 << 20
 	data := p2ptest.Bytes(zooSize, 9)
+	url := w.serve(data, rate)
 	var holdings []*p2ptest.Holding
 	for k := range 3 {
-		h := p2ptest.NewHolding(p2ptest.Tree(data))
-		w.node(fmt.Sprintf("node-%d", k), 4<<20).join(h, w.from(data), true)
+		n, h := w.node(fmt.Sprintf("node-%d", k), rate), p2ptest.NewHolding(p2ptest.Tree(data))
+		n.join(h, w.http(url, n.link), true)
 		holdings = append(holdings, h)
 	}
 	pieces := holdings[0].Tree().Object().Pieces()
@@ -311,8 +313,10 @@ func TestTrackerRestarts(t *testing.T) {
 		w.restartTracker(tracker.Options{})
 	}
 	filled(t, data, holdings...)
-	if copies := float64(w.origin.Load()) / zooSize; copies > 2 {
-		t.Errorf("the origin sent %.2f copies", copies)
+	copies := float64(w.origin.Load()) / zooSize
+	t.Logf("the origin sent %.2f copies", copies)
+	if copies > 1.5 {
+		t.Error("the peers were not asked for what they hold")
 	}
 }
 

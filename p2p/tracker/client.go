@@ -17,6 +17,10 @@ import (
 // after a restart: announce, then ask again.
 var ErrUnknown = errors.New("the tracker does not know this node yet")
 
+// ErrRefused says that a tracker answered, and will not have the message: it
+// is wrong, or larger than the tracker accepts.
+var ErrRefused = errors.New("the message is refused")
+
 const (
 	// attempt is how long one tracker may take to answer before the next is asked.
 	attempt = 5 * time.Second
@@ -49,7 +53,8 @@ func NewClient(hc *http.Client, urls ...string) *Client {
 }
 
 // Announce tells every tracker and returns all the peers that they know, with
-// the shortest of their intervals. It fails only when no tracker answered.
+// the shortest of their intervals. It fails only when no tracker took it; the
+// error is ErrRefused when one answered with a refusal.
 func (c *Client) Announce(ctx context.Context, a Announce) (Peers, error) {
 	answers := make([]Peers, len(c.urls))
 	errs := make([]error, len(c.urls))
@@ -79,7 +84,8 @@ func (c *Client) Announce(ctx context.Context, a Announce) (Peers, error) {
 }
 
 // Lease asks the first tracker, and the next ones in turn when it fails.
-// The error is ErrUnknown when the node has to announce first.
+// The error is ErrUnknown when the node has to announce first, and ErrRefused
+// when one answered with a refusal and none gave a lease.
 func (c *Client) Lease(ctx context.Context, r LeaseRequest) (Lease, error) {
 	var errs []error
 	for _, i := range c.order() {
@@ -163,15 +169,33 @@ func (c *Client) send(ctx context.Context, url string, in, out any) error {
 		return ErrUnknown
 	default:
 		msg, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
-		return fmt.Errorf("%s: %s: %s", req.URL.Redacted(), resp.Status, bytes.TrimSpace(msg))
+		err := fmt.Errorf("%s: %s: %s", req.URL.Redacted(), resp.Status, bytes.TrimSpace(msg))
+		if resp.StatusCode/100 == 4 && resp.StatusCode != http.StatusRequestTimeout && resp.StatusCode != http.StatusTooManyRequests {
+			err = fmt.Errorf("%w: %w", ErrRefused, err)
+		}
+		return err
 	}
 }
 
 // Local is a tracker in the same process.
 type Local struct{ Server *Server }
 
-// Announce calls the server's Announce.
-func (l Local) Announce(_ context.Context, a Announce) (Peers, error) { return l.Server.Announce(a) }
+// Announce calls the server's Announce; its errors are those of Client.Announce.
+func (l Local) Announce(_ context.Context, a Announce) (Peers, error) {
+	p, err := l.Server.Announce(a)
+	return p, classed(err)
+}
 
 // Lease calls the server's Lease; its errors are those of Client.Lease.
-func (l Local) Lease(_ context.Context, r LeaseRequest) (Lease, error) { return l.Server.Lease(r) }
+func (l Local) Lease(_ context.Context, r LeaseRequest) (Lease, error) {
+	lease, err := l.Server.Lease(r)
+	return lease, classed(err)
+}
+
+// classed gives a server's error the class that it has over HTTP.
+func classed(err error) error {
+	if err == nil || errors.Is(err, ErrUnknown) || errors.Is(err, errFull) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrRefused, err)
+}

@@ -64,3 +64,6 @@ func (s *Server) Audit() error {
 	}
 	return nil
 }
+
+// BodyRoom is bodyRoom.
+const BodyRoom = bodyRoom

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/spate-project/spate/cache/piece"
@@ -32,9 +33,9 @@ const (
 // Limits of one message.
 const (
 	MaxBody   = 8 << 20 // bytes of an announce; a lease request is far smaller
+	MaxSwarms = 4096    // in an announce
 	maxLeases = 1 << 20 // bytes of a lease request
 	maxAnswer = 64 << 20
-	maxSwarms = 4096
 	maxPieces = 4 * piece.TargetPieces
 	maxName   = 253
 	maxLease  = 64 // pieces
@@ -93,8 +94,8 @@ func (a *Announce) UnmarshalJSON(b []byte) error {
 		return errors.New("swarms is not a list")
 	}
 	for dec.More() {
-		if len(a.Swarms) == maxSwarms {
-			return fmt.Errorf("more than %d swarms", maxSwarms)
+		if len(a.Swarms) == MaxSwarms {
+			return fmt.Errorf("more than %d swarms", MaxSwarms)
 		}
 		var h Holding
 		if err := dec.Decode(&h); err != nil {
@@ -146,9 +147,8 @@ type LeaseRequest struct {
 // A Lease answers a LeaseRequest: consecutive pieces that the node is to
 // draw from the origin. None are given when all are held or leased.
 type Lease struct {
-	First int     `json:"first"`
-	Count int     `json:"count"`
-	TTL   Seconds `json:"ttl"` // until the lease passes to another asker
+	First int `json:"first"`
+	Count int `json:"count"`
 
 	// Open is how many of the swarm's pieces no live node holds, leased ones
 	// included: when it is 0, the origin is not needed any more.
@@ -180,12 +180,16 @@ func (a *Announce) check() error {
 		return err
 	}
 	if a.Addr != "" {
-		if host, port, err := net.SplitHostPort(a.Addr); err != nil || host == "" || port == "" || len(a.Addr) > maxName+6 {
+		host, port, err := net.SplitHostPort(a.Addr)
+		if err != nil || host == "" || port == "" || len(a.Addr) > maxName+6 {
 			return fmt.Errorf("address %q is not host:port", a.Addr)
 		}
+		if ip, err := netip.ParseAddr(host); err == nil && ip.Unmap().WithZone("").IsUnspecified() {
+			return fmt.Errorf("address %q is where a node listens, not where peers reach it: announce a host name or an address of its own", a.Addr)
+		}
 	}
-	if len(a.Swarms) > maxSwarms {
-		return fmt.Errorf("%d swarms, at most %d are accepted", len(a.Swarms), maxSwarms)
+	if len(a.Swarms) > MaxSwarms {
+		return fmt.Errorf("%d swarms, at most %d are accepted", len(a.Swarms), MaxSwarms)
 	}
 	seen := make(map[SwarmID]bool, len(a.Swarms))
 	for _, h := range a.Swarms {

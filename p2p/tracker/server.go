@@ -8,6 +8,8 @@ import (
 	"math"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // Defaults of a Server.
@@ -29,7 +31,8 @@ type Options struct {
 // A Server is a tracker. It keeps everything in memory and starts nothing;
 // what has expired is dropped while answering. It is safe for concurrent use.
 type Server struct {
-	opts Options
+	opts   Options
+	bodies *semaphore.Weighted // of bodyRoom
 
 	mu     sync.Mutex
 	nodes  map[string]*node
@@ -62,7 +65,10 @@ func New(opts Options) *Server {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	return &Server{opts: opts, nodes: make(map[string]*node), swarms: make(map[SwarmID]*swarm)}
+	return &Server{
+		opts: opts, bodies: semaphore.NewWeighted(bodyRoom),
+		nodes: make(map[string]*node), swarms: make(map[SwarmID]*swarm),
+	}
 }
 
 // Announce records what a node holds and returns its peers. An announce that
@@ -169,7 +175,7 @@ func (s *Server) Lease(r LeaseRequest) (Lease, error) {
 	}
 	s.nodes[r.Node].seen = now
 	s.charge(sw, func() { sw.report(r, now) })
-	l := Lease{TTL: Seconds(s.opts.LeaseTTL), Open: sw.open}
+	l := Lease{Open: sw.open}
 	if r.Max == 0 {
 		return l, nil
 	}

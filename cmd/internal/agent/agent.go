@@ -43,6 +43,7 @@ type Options struct {
 	Trackers     []string           // base URLs
 	Identity     *identity.Identity // nil: no mesh
 	MeshListener net.Listener       // required with an Identity
+	MeshAddr     string             // where peers reach it, host:port; its own address when empty
 }
 
 // SocketName is the control socket's name within the data directory.
@@ -60,11 +61,14 @@ type Agent struct {
 	transport *http.Transport
 	socket    net.Listener // where control is served
 
-	mu        sync.Mutex
-	tasks     func(func(context.Context)) // runs a task until the agent ends; nil before Run
-	artifacts map[string]*artifact        // by manifest digest
-	objects   map[piece.Digest]int        // how many files of artifacts are each object
-	mounts    map[string]*mounted         // by directory
+	mu      sync.Mutex
+	running context.Context // Run's; nil before it
+	ending  bool            // no new task begins
+	tasks   sync.WaitGroup  // what runs beside Run's own: requests, mounts, fills
+
+	artifacts map[string]*artifact // by manifest digest
+	objects   map[piece.Digest]int // how many files of artifacts are each object
+	mounts    map[string]*mounted  // by directory
 }
 
 // New opens the cache and the control socket and returns an Agent, for Run to
@@ -100,7 +104,8 @@ func New(opts Options) (_ *Agent, err error) {
 	mesh := p2p.Options{Node: "alone", Logger: opts.Logger}
 	if opts.Identity != nil {
 		a.peers, err = torrent.New(torrent.Options{
-			Identity: opts.Identity, Listener: opts.MeshListener, Link: opts.Link, Logger: opts.Logger,
+			Identity: opts.Identity, Listener: opts.MeshListener, Addr: opts.MeshAddr,
+			Link: opts.Link, Logger: opts.Logger,
 		})
 		if err != nil {
 			a.socket.Close()
@@ -120,9 +125,8 @@ func New(opts Options) (_ *Agent, err error) {
 // It returns nil after an orderly end.
 func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
-	var tasks sync.WaitGroup
 	a.mu.Lock()
-	a.tasks = func(f func(context.Context)) { tasks.Go(func() { f(ctx) }) }
+	a.running = ctx
 	a.mu.Unlock()
 
 	g.Go(func() error { return a.store.Run(ctx) })
@@ -130,15 +134,50 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 	if a.peers != nil {
 		g.Go(func() error { return a.peers.Run(ctx) })
 	}
-	g.Go(func() error { return serve(ctx, a.socket, a.control()) })
+	g.Go(func() error { return serve(ctx, a.socket, a.counted(a.control())) })
 	g.Go(func() error { return serve(ctx, ln, a.public()) })
 	err := g.Wait()
-	tasks.Wait()
+	a.mu.Lock()
+	a.ending = true
+	a.mu.Unlock()
+	a.tasks.Wait()
 	a.transport.CloseIdleConnections()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
 	return errors.Join(err, a.store.Close())
+}
+
+// errEnding refuses what comes too late.
+var errEnding = errors.New("the agent is ending")
+
+// spawn runs f until it returns, with Run's context; Run waits for it. It
+// reports false, and f does not run, when the agent is not running. The caller holds a.mu.
+func (a *Agent) spawn(f func(context.Context)) bool {
+	if a.running == nil || a.ending {
+		return false
+	}
+	ctx := a.running
+	a.tasks.Go(func() { f(ctx) })
+	return true
+}
+
+// counted lets Run wait for requests under way: what they begin must be ended too.
+func (a *Agent) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		late := a.ending
+		if !late {
+			a.tasks.Add(1)
+		}
+		a.mu.Unlock()
+		if late {
+			reply(w, nil, errEnding)
+			return
+		}
+		defer a.tasks.Done()
+		h.ServeHTTP(w, r)
+	})
 }
 
 // listen opens the control socket. The cache's lock says that no other agent

@@ -92,7 +92,7 @@ func (a *Agent) control() http.Handler {
 	})
 	mux.HandleFunc("POST "+unmountPath, func(w http.ResponseWriter, r *http.Request) {
 		if req, ok := read[UnmountRequest](w, r); ok {
-			reply(w, struct{}{}, a.Unmount(req))
+			reply(w, struct{}{}, a.Unmount(r.Context(), req))
 		}
 	})
 	mux.HandleFunc("POST "+pullPath, func(w http.ResponseWriter, r *http.Request) {

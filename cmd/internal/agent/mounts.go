@@ -4,14 +4,19 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/spate-project/spate/cache/mount"
 	"github.com/spate-project/spate/cmd/internal/ui"
 )
 
+// lingering is how long an unmount waits for the file system to end. It may
+// live on, where it is bind-mounted into a container.
+const lingering = 2 * time.Second
+
 // A mounted is a mount of this agent.
 type mounted struct {
-	artifact *artifact
+	artifact *artifact // nil while it is being mounted
 	fs       *mount.FS
 	once     sync.Once
 	force    chan struct{} // closed to unmount by force
@@ -20,12 +25,25 @@ type mounted struct {
 
 // Mount shows a reference at a directory and returns when it can be read.
 func (a *Agent) Mount(ctx context.Context, req MountRequest) error {
+	m := &mounted{force: make(chan struct{}), done: make(chan struct{})}
 	a.mu.Lock()
 	_, taken := a.mounts[req.Dir]
+	if !taken {
+		a.mounts[req.Dir] = m
+	}
 	a.mu.Unlock()
 	if taken {
-		return inUse(req.Dir)
+		return ui.WithHint(fmt.Errorf("mount %s: %s is in use by another mount of this agent", req.Reference, req.Dir),
+			"choose another directory, or `spate umount` it first")
 	}
+	if err := a.mount(ctx, req, m); err != nil {
+		a.forget(req.Dir, m)
+		return err
+	}
+	return nil
+}
+
+func (a *Agent) mount(ctx context.Context, req MountRequest, m *mounted) error {
 	art, err := a.open(ctx, req.Reference, !req.Lazy)
 	if err != nil {
 		return err
@@ -36,17 +54,20 @@ func (a *Agent) Mount(ctx context.Context, req MountRequest) error {
 	}
 	fs, err := mount.New(entries, mount.Options{Logger: a.log})
 	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
 		err = fs.Mount(req.Dir)
 	}
 	if err != nil {
 		a.release(art)
 		return fmt.Errorf("mount %s: %w", req.Reference, err)
 	}
-	m := &mounted{artifact: art, fs: fs, force: make(chan struct{}), done: make(chan struct{})}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.mounts[req.Dir] = m
-	a.tasks(func(ctx context.Context) { a.serveMount(ctx, req.Dir, m) })
+	m.artifact, m.fs = art, fs
+	// This request is a task of the agent's, so that there is room for one more.
+	a.tasks.Go(func() { a.serveMount(a.running, req.Dir, m) })
 	return nil
 }
 
@@ -64,19 +85,27 @@ func (a *Agent) serveMount(ctx context.Context, dir string, m *mounted) {
 	if err := m.fs.Run(ctx); err != nil {
 		a.log.Error("serve a mount", "dir", dir, "err", err)
 	}
-	a.mu.Lock()
-	delete(a.mounts, dir)
-	a.mu.Unlock()
+	a.forget(dir, m)
 	a.release(m.artifact)
 	close(m.done)
 }
 
-// Unmount takes a mount away and returns when it is gone.
-func (a *Agent) Unmount(req UnmountRequest) error {
+// forget frees dir, unless another mount has it by now.
+func (a *Agent) forget(dir string, m *mounted) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.mounts[dir] == m {
+		delete(a.mounts, dir)
+	}
+}
+
+// Unmount takes a mount away and returns when its directory is free.
+func (a *Agent) Unmount(ctx context.Context, req UnmountRequest) error {
 	a.mu.Lock()
 	m := a.mounts[req.Dir]
+	ready := m != nil && m.fs != nil
 	a.mu.Unlock()
-	if m == nil {
+	if !ready {
 		return ui.WithHint(fmt.Errorf("unmount %s: the agent has no mount there", req.Dir), "see `spate status`")
 	}
 	if req.Force {
@@ -84,11 +113,13 @@ func (a *Agent) Unmount(req UnmountRequest) error {
 	} else if err := m.fs.Unmount(); err != nil {
 		return ui.WithHint(fmt.Errorf("unmount %s: %w", req.Dir, err), "close what has files open there, or use --force")
 	}
-	<-m.done
+	select {
+	case <-m.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(lingering):
+		a.log.Info("a mount is gone from its directory and lives on elsewhere", "dir", req.Dir)
+		a.forget(req.Dir, m)
+	}
 	return nil
-}
-
-func inUse(dir string) error {
-	return ui.WithHint(fmt.Errorf("mount: %s is in use by another mount of this agent", dir),
-		"choose another directory, or `spate umount` it first")
 }

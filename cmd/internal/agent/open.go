@@ -10,8 +10,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/spate-project/spate/cache"
-	"github.com/spate-project/spate/cache/piece"
-	"github.com/spate-project/spate/oci/index"
 	"github.com/spate-project/spate/oci/model"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p"
@@ -34,55 +32,50 @@ type file struct {
 // open admits reference and brings its objects into the mesh; with fill they
 // are fetched whole in the background. Each open is matched by one release.
 func (a *Agent) open(ctx context.Context, reference string, fill bool) (*artifact, error) {
-	repo, err := remote.Open(reference, a.opts.Remote)
+	admission, _, err := Admit(ctx, a.opts.Policy, a.opts.Remote, reference)
 	if err != nil {
 		return nil, err
 	}
-	trusted, _, err := a.opts.Policy.Admit(ctx, repo, reference)
-	if err != nil {
-		return nil, err
-	}
-	manifest := trusted.Manifest()
-	doc, ok := trusted.Index()
-	if !ok {
-		return nil, fmt.Errorf("open %s: it has no index signed by a trusted key, so its pieces cannot be checked one by one: "+
-			"push it again with `spate push --sign-key`, or read it whole with `spate pull --direct`", reference)
-	}
-	files, err := model.Files(manifest.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", reference, err)
-	}
-
-	idx, err := index.Load(ctx, repo, doc.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", reference, err)
-	}
-	if idx.Subject().Digest != manifest.Descriptor.Digest {
-		return nil, fmt.Errorf("open %s: its index describes another manifest, %s: %w",
-			reference, idx.Subject().Digest, piece.ErrNotTrusted)
-	}
-
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.tasks == nil {
-		return nil, fmt.Errorf("open %s: the agent is not running", reference)
-	}
-	key := manifest.Descriptor.Digest.String()
+	key := admission.Trusted.Manifest().Descriptor.Digest.String()
 	art := a.artifacts[key]
+	if art != nil && art.err() != nil && art.users == 0 {
+		// Opened anew it may be right, once its quarantine was cleared away.
+		a.drop(art)
+		art = nil
+	}
 	if art == nil {
-		art = &artifact{reference: reference, digest: key}
-		for _, f := range files {
-			o, err := a.openObject(repo, idx, f)
-			if err != nil {
-				a.close(art)
-				return nil, fmt.Errorf("open %s: %s: %w", reference, f.Path, err)
-			}
-			art.files = append(art.files, file{f, o})
+		if art, err = a.openAll(admission); err != nil {
+			return nil, fmt.Errorf("open %s: %w", reference, err)
 		}
 		a.artifacts[key] = art
 	}
+	if err := art.err(); err != nil {
+		return nil, fmt.Errorf("open %s: %w", reference, err)
+	}
 	art.users++
-	a.tasks(func(ctx context.Context) { a.fetch(ctx, art, fill) })
+	if !a.spawn(func(ctx context.Context) { a.fetch(ctx, art, fill) }) {
+		art.users--
+		return nil, fmt.Errorf("open %s: %w", reference, errEnding)
+	}
+	return art, nil
+}
+
+// openAll opens the objects of all files. The caller holds a.mu.
+func (a *Agent) openAll(admission *Admission) (*artifact, error) {
+	art := &artifact{
+		reference: admission.Trusted.Reference(),
+		digest:    admission.Trusted.Manifest().Descriptor.Digest.String(),
+	}
+	for _, f := range admission.Files {
+		o, err := a.openObject(admission, f)
+		if err != nil {
+			a.close(art)
+			return nil, fmt.Errorf("%s: %w", f.Path, err)
+		}
+		art.files = append(art.files, file{f, o})
+	}
 	return art, nil
 }
 
@@ -107,10 +100,13 @@ func (a *Agent) fetch(ctx context.Context, art *artifact, fill bool) {
 func (a *Agent) release(art *artifact) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	art.users--
-	if art.users > 0 || art.complete() {
-		return
+	if art.users--; art.users == 0 && !art.complete() {
+		a.drop(art)
 	}
+}
+
+// drop forgets art and closes its objects. The caller holds a.mu.
+func (a *Agent) drop(art *artifact) {
 	delete(a.artifacts, art.digest)
 	a.close(art)
 }
@@ -136,26 +132,32 @@ func (art *artifact) complete() bool {
 	return true
 }
 
+// err returns why one of art's objects refuses to be read.
+func (art *artifact) err() error {
+	for _, f := range art.files {
+		if err := f.object.Err(); err != nil {
+			return fmt.Errorf("%s: %w", f.Path, err)
+		}
+	}
+	return nil
+}
+
 // openObject opens the object of one file and joins its swarm, without
 // fetching anything yet. The caller holds a.mu.
-func (a *Agent) openObject(repo *remote.Repository, idx *index.Index, f model.File) (*cache.Object, error) {
-	digest, err := piece.ParseDigest(f.Descriptor.Digest.String())
+func (a *Agent) openObject(admission *Admission, f model.File) (*cache.Object, error) {
+	tree, err := treeOf(admission.Index, f)
 	if err != nil {
 		return nil, err
-	}
-	tree, ok := idx.Tree(digest)
-	if !ok || f.Archive() {
-		return nil, fmt.Errorf("layer %s is an archive or not in the index; only files that are layers of their own can be read lazily", digest)
 	}
 	o, err := a.store.Open(tree, a.mesh)
 	if err != nil {
 		return nil, err
 	}
-	if err := a.mesh.Join(o, p2p.JoinOptions{Origin: origin(repo, f.Descriptor)}); err != nil {
+	if err := a.mesh.Join(o, p2p.JoinOptions{Origin: origin(admission.repo, f.Descriptor)}); err != nil {
 		o.Close()
 		return nil, err
 	}
-	a.objects[digest]++
+	a.objects[tree.Object().Digest]++
 	return o, nil
 }
 

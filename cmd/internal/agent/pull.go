@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -34,6 +33,14 @@ func (a *Agent) Pull(ctx context.Context, reference, dir string, report func(Eve
 		return err
 	}
 	defer a.release(art)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("pull %s: %w", reference, err)
+	}
+	root, err := os.OpenRoot(dir) // no link in dir leads out of it
+	if err != nil {
+		return fmt.Errorf("pull %s: %w", reference, err)
+	}
+	defer root.Close()
 	for _, f := range art.files {
 		report(Event{File: f.Path, Size: f.object.Size()})
 	}
@@ -41,11 +48,7 @@ func (a *Agent) Pull(ctx context.Context, reference, dir string, report func(Eve
 		if err := f.await(ctx, report); err != nil {
 			return fmt.Errorf("pull %s: %s: %w", reference, f.Path, err)
 		}
-		path := filepath.Join(dir, filepath.FromSlash(f.Path))
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fmt.Errorf("pull %s: %w", reference, err)
-		}
-		if err := f.object.Export(ctx, path, f.Mode); err != nil {
+		if err := f.object.Export(ctx, root, f.Path, f.Mode); err != nil {
 			return fmt.Errorf("pull %s: %w", reference, err)
 		}
 		report(Event{File: f.Path, Size: f.object.Size(), Bytes: f.object.Size(), Done: true})
@@ -60,6 +63,9 @@ func (f file) await(ctx context.Context, report func(Event)) error {
 	defer ticker.Stop()
 	last, since := -1, time.Now()
 	for !f.object.Complete() {
+		if err := f.object.Err(); err != nil {
+			return err
+		}
 		p := f.object.Progress()
 		switch {
 		case p.Present != last:

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -107,7 +108,7 @@ func (s *story) mesh(ctx context.Context) error {
 		if err := n.process.Stop(stopGrace); err != nil {
 			return err
 		}
-		if err := os.RemoveAll(n.data); err != nil {
+		if err := errors.Join(os.RemoveAll(n.data), os.RemoveAll(n.view)); err != nil {
 			return err
 		}
 	}

@@ -29,10 +29,15 @@ type Options struct {
 	Mount  bool  // read through mounts; else the files are pulled
 }
 
-// CanMount says why this machine cannot mount; nil when it can.
+// CanMount says why this process cannot mount; nil when it can.
 func CanMount() error {
-	if os.Geteuid() != 0 {
-		return errors.New("mounting needs root")
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &caps[0]); err != nil {
+		return fmt.Errorf("look at this process's capabilities: %w", err)
+	}
+	if caps[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
+		return errors.New("mounting needs root (CAP_SYS_ADMIN)")
 	}
 	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
@@ -105,7 +110,7 @@ func (s *story) prepare(ctx context.Context) error {
 	s.model = s.opts.Model
 	if s.model == "" {
 		s.model = s.path("model")
-		if err := room(s.dir, s.opts.Size, s.opts.Nodes); err != nil {
+		if err := s.room(s.opts.Size); err != nil {
 			return err
 		}
 		s.say("making a model of %s: Qwen2.5's tensors, scaled down", ui.Size(s.opts.Size))
@@ -127,23 +132,28 @@ func (s *story) prepare(ctx context.Context) error {
 		return fmt.Errorf("measure the model: %w", err)
 	}
 	if s.opts.Model != "" {
-		if err := room(s.dir, s.result.ModelBytes, s.opts.Nodes); err != nil {
+		if err := s.room(s.result.ModelBytes); err != nil {
 			return err
 		}
 	}
 	return s.keys()
 }
 
-// room fails when dir's file system cannot hold what the demo makes: the
-// model, the registry's copy, and a copy for each node.
-func room(dir string, size int64, nodes int) error {
+// room fails when there is no room for what the demo makes: the model, the
+// registry's copy, one copy for each node and for the one that comes last, and
+// without mounts as many again.
+func (s *story) room(size int64) error {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return fmt.Errorf("look for room in %s: %w", dir, err)
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return fmt.Errorf("look for room in %s: %w", s.dir, err)
 	}
-	need, have := size*int64(nodes+3), int64(st.Bavail)*st.Bsize
+	copies := int64(s.opts.Nodes + 1)
+	if !s.opts.Mount {
+		copies *= 2
+	}
+	need, have := size*(copies+2), int64(st.Bavail)*st.Bsize
 	if have < need {
-		return ui.WithHint(fmt.Errorf("the demo needs %s in %s, there are %s", ui.Size(need), dir, ui.Size(have)),
+		return ui.WithHint(fmt.Errorf("the demo needs %s in %s, there are %s", ui.Size(need), s.dir, ui.Size(have)),
 			"make it smaller with --size, or set TMPDIR to a larger place")
 	}
 	return nil
