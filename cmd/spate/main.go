@@ -9,7 +9,11 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
+
+// impatience is how long after one signal another is meant to be heard.
+const impatience = time.Second
 
 func main() { os.Exit(run()) }
 
@@ -19,7 +23,10 @@ func run() int {
 	defer stop()
 	go func() {
 		<-ctx.Done()
-		stop() // a second signal ends the process at once
+		// From now on a signal ends the process at once. Not sooner: wrappers
+		// like timeout(1) send the first one twice.
+		time.Sleep(impatience)
+		stop()
 	}()
 	return execute(ctx, os.Args[1:], os.Stdout, os.Stderr)
 }
