@@ -118,10 +118,12 @@ func (f *FS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Rea
 // call, whose caller expects no such thing. The kernel interrupts only once, so
 // from then on the thread is watched.
 func (f *FS) giveUp(ctx context.Context, done context.CancelFunc, interrupted <-chan struct{}, thread uint32) {
-	select {
-	case <-ctx.Done():
-		return
-	case <-interrupted:
+	if f.conn.alive() { // else this read may have begun too late to be interrupted
+		select {
+		case <-ctx.Done():
+			return
+		case <-interrupted:
+		}
 	}
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
