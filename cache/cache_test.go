@@ -193,7 +193,7 @@ func TestStore(t *testing.T) {
 					t.Parallel()
 					d, err := os.MkdirTemp(dir, "spate-cache-test-*")
 					if err != nil {
-						t.Skip(err)
+						t.Fatal(err)
 					}
 					t.Cleanup(func() { os.RemoveAll(d) })
 					test(t, d)

@@ -147,7 +147,7 @@ func TestOneProcessAtATime(t *testing.T) {
 func TestDiskFull(t *testing.T) {
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=3m"); err != nil {
-		t.Skipf("mount a small file system: %v", err)
+		t.Fatalf("mount a small file system: %v", err)
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
 	c, _, stop := serve(t, dir, Options{})
