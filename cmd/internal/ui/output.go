@@ -101,9 +101,9 @@ func (o *Output) Fail(err error) int {
 	return code
 }
 
-// terminal returns standard error if bars can be drawn on it.
-func (o *Output) terminal() (*os.File, bool) {
-	f, ok := o.messages.out.(*os.File)
+// terminal returns w if it is one that can be drawn on.
+func (o *Output) terminal(w io.Writer) (*os.File, bool) {
+	f, ok := w.(*os.File)
 	return f, ok && o.Format != JSON && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
 }
 

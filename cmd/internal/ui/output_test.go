@@ -117,10 +117,10 @@ func TestText(t *testing.T) {
 			t.Errorf("Size(%d) = %q, want %q", n, got, want)
 		}
 	}
-	if got := Rate(100<<20, 2*time.Second); got != "50.0 MiB/s" {
-		t.Errorf("Rate = %q", got)
+	if got := Speed(100<<20, 2*time.Second); got != "50.0 MiB/s" {
+		t.Errorf("Speed = %q", got)
 	}
-	if got := Rate(1, 0); got != "" {
-		t.Errorf("Rate in no time = %q", got)
+	if got := Speed(1, 0); got != "" {
+		t.Errorf("Speed in no time = %q", got)
 	}
 }

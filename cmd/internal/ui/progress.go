@@ -40,7 +40,7 @@ type Task struct {
 func NewProgress(out *Output, name string) *Progress {
 	p := &Progress{counter: counter{began: time.Now()}, name: printable(name), out: out}
 	p.due.Store(int64(summaryEvery))
-	if tty, ok := out.terminal(); ok {
+	if tty, ok := out.terminal(out.messages.out); ok {
 		p.bars = newBars(p, tty, &out.messages)
 	}
 	return p
@@ -144,7 +144,7 @@ func (c *counter) String() string {
 	if total > 0 {
 		parts[0] += " of " + Size(total)
 	}
-	if rate := Rate(done, d); rate != "" {
+	if rate := Speed(done, d); rate != "" {
 		parts = append(parts, rate)
 	}
 	if done > 0 && total > done {
@@ -189,7 +189,7 @@ func (p *Progress) event(state string) event {
 func (e event) String() string {
 	took := time.Duration(e.Seconds * float64(time.Second))
 	moved := Size(e.Bytes) + " in " + Duration(took)
-	if r := Rate(e.Bytes, took); r != "" {
+	if r := Speed(e.Bytes, took); r != "" {
 		moved += ", " + r
 	}
 	switch {

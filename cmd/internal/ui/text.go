@@ -13,8 +13,8 @@ func Size(n int64) string {
 	return humanize.IBytesN(uint64(max(n, 0)), 3)
 }
 
-// Rate returns the speed of n bytes in d, as in "98.1 MiB/s"; "" when d is not positive.
-func Rate(n int64, d time.Duration) string {
+// Speed returns the speed of n bytes in d, as in "98.1 MiB/s"; "" when d is not positive.
+func Speed(n int64, d time.Duration) string {
 	if d <= 0 {
 		return ""
 	}
