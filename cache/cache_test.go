@@ -169,6 +169,7 @@ func TestStore(t *testing.T) {
 		"sizes":           testSizes,
 		"blocks":          testBlocks,
 		"blocks and put":  testBlocksBesidePut,
+		"rivals":          testRivals,
 		"absent":          testAbsent,
 		"refusals":        testRefusals,
 		"wrong blocks":    testWrongBlocks,

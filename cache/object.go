@@ -39,7 +39,8 @@ type Object struct {
 	moved    sync.Cond // a piece left sealed, a block was written, or err was set
 	states   []state
 	counts   [present + 1]int // of states
-	writing  map[int]int      // blocks being written, by piece
+	blocks   map[int]*blocks  // of absent pieces that blocks came of
+	writers  int              // of all blocks
 	arrivals map[int]chan struct{}
 	flights  map[int]*flight
 	watchers []func(i int)
@@ -53,7 +54,7 @@ func (s *Store) load(t *piece.Tree, src Source) (_ *Object, err error) {
 		store: s, tree: t, object: t.Object(), src: src, refs: 1,
 		dead:     make(chan struct{}),
 		states:   make([]state, t.Object().Pieces()),
-		writing:  make(map[int]int),
+		blocks:   make(map[int]*blocks),
 		arrivals: make(map[int]chan struct{}),
 		flights:  make(map[int]*flight),
 	}
@@ -116,7 +117,7 @@ func (o *Object) shut(err error) error {
 	for _, f := range o.flights {
 		f.cancel()
 	}
-	for o.counts[sealed] > 0 || len(o.writing) > 0 {
+	for o.counts[sealed] > 0 || o.writers > 0 {
 		o.moved.Wait()
 	}
 	o.mu.Unlock()
@@ -282,16 +283,17 @@ func (o *Object) seal(i int, onlyClaimed bool) (was state, err error) {
 		return was, nil
 	}
 	o.set(i, sealed)
-	for o.writing[i] > 0 {
+	for b := o.blocks[i]; b != nil && b.writers > 0; {
 		o.moved.Wait()
 	}
 	return was, nil
 }
 
-// release ends what seal began: piece i is now s.
+// release ends what seal began: piece i is now s. What came of it in blocks is forgotten.
 func (o *Object) release(i int, s state) {
 	o.mu.Lock()
 	o.set(i, s)
+	delete(o.blocks, i)
 	o.moved.Broadcast()
 	var watchers []func(int)
 	var complete bool

@@ -49,12 +49,15 @@ func (o *Object) Ensure(ctx context.Context, off, n int64) error {
 	if err != nil || len(lacking) == 0 {
 		return err
 	}
+	ctx, ended := o.store.stall(ctx, o.object.Digest, len(lacking))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(o.store.opts.Flights)
 	for _, i := range lacking {
 		g.Go(func() error { return o.need(ctx, i) })
 	}
-	return g.Wait()
+	err = g.Wait()
+	ended(err)
+	return err
 }
 
 // lacking returns which of the pieces [first, last) are not present.

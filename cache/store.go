@@ -48,6 +48,10 @@ type Options struct {
 	// FetchTimeout is how long a piece may take to arrive, all tries together; 2 minutes when 0.
 	FetchTimeout time.Duration
 
+	// OnStall, when not nil, is called by each read that has to wait, at the
+	// beginning of the wait. It must return soon and is called concurrently.
+	OnStall StallFunc
+
 	// Flights is how many pieces one read waits for at a time; 16 when 0.
 	Flights int
 

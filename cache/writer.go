@@ -32,9 +32,12 @@ func (o *Object) Put(v piece.Verified) error {
 
 // WriteBlock stores p, bytes of piece i that begin off bytes into it, in place
 // in the object's file, where nobody can read them before Commit. Blocks may
-// come in any order, twice, and from several goroutines. WriteBlock waits for
-// a Put or Commit under way; a block that comes too late, when the piece is
-// present, is dropped without an error.
+// come in any order, twice, and from several goroutines; where they overlap,
+// one of them stays. Blocks that begin and end at a leaf (piece.LeafSize), or
+// at the piece's end, save Commit from reading them again. p is borrowed, and
+// must not change, until WriteBlock returns. WriteBlock waits for a Put or
+// Commit under way; a block that comes too late, when the piece is present, is
+// dropped without an error.
 func (o *Object) WriteBlock(i int, p []byte, off int64) error {
 	if i < 0 || i >= len(o.states) {
 		return o.noPiece(i)
@@ -43,14 +46,18 @@ func (o *Object) WriteBlock(i int, p []byte, off int64) error {
 	if off < 0 || int64(len(p)) > n-off {
 		return fmt.Errorf("write %d bytes at %d of piece %d of object %s: the piece has %d bytes", len(p), off, i, o.object.Digest, n)
 	}
-	if late, err := o.beginBlock(i); late || err != nil {
+	b, leaves, err := o.beginBlock(i, off, int64(len(p)))
+	if b == nil || err != nil {
 		return err
 	}
-	_, err := o.data.WriteAt(p, start+off)
+	_, err = o.data.WriteAt(p, start+off)
+	if leaves != nil && err == nil {
+		leaves = piece.AppendLeaves(leaves, p)
+	}
 
 	o.mu.Lock()
-	if o.writing[i]--; o.writing[i] == 0 {
-		delete(o.writing, i)
+	o.writers--
+	if b.end(len(leaves), err != nil); b.writers == 0 {
 		o.moved.Broadcast()
 	}
 	o.mu.Unlock()
@@ -60,34 +67,39 @@ func (o *Object) WriteBlock(i int, p []byte, off int64) error {
 	return nil
 }
 
-// beginBlock counts a block of piece i as being written, unless the piece is
+// beginBlock counts a block of piece i as being written, and returns where the
+// hashes of its leaves go, if they are of use; there is no b when the piece is
 // present. Who has the piece sealed may yet fail, so that is waited for.
-func (o *Object) beginBlock(i int) (late bool, err error) {
+func (o *Object) beginBlock(i int, off, n int64) (b *blocks, leaves []piece.Hash, err error) {
 	for {
 		if here, err := o.settle(i); here || err != nil {
-			return here, err
+			return nil, nil, err
 		}
 		o.mu.Lock()
-		free := o.states[i] == absent && o.err == nil
-		if free {
-			o.writing[i]++
+		if o.states[i] == absent && o.err == nil {
+			if b = o.blocks[i]; b == nil {
+				b = new(blocks)
+				o.blocks[i] = b
+			}
+			_, size := o.object.Span(i)
+			leaves = b.begin(off, n, size)
+			o.writers++
+			o.mu.Unlock()
+			return b, leaves, nil
 		}
 		o.mu.Unlock()
-		if free {
-			return false, nil
-		}
 	}
 }
 
 // Commit verifies what was written of piece i and records it present; from
 // then on nobody changes its bytes. A piece that is present already stays so.
 // When the bytes do not match, the error is a *piece.WrongBytesError without a
-// peer, and blocks may be written anew.
+// peer, and the piece starts anew: all its blocks are to be written again.
 func (o *Object) Commit(i int) error {
 	if was, err := o.seal(i, false); err != nil || was == present {
 		return err
 	}
-	if err := o.verify(i); err != nil {
+	if err := o.verifyBlocks(i); err != nil {
 		o.release(i, absent)
 		if wrong := (*piece.WrongBytesError)(nil); errors.As(err, &wrong) {
 			o.store.stats.wrongBytes.Add(1)
@@ -96,6 +108,18 @@ func (o *Object) Commit(i int) error {
 		return o.diskFailed("read back", i, err)
 	}
 	return o.enter(i)
+}
+
+// verifyBlocks verifies what came of the sealed piece i, by the hashes of its
+// blocks where they tell what the file holds.
+func (o *Object) verifyBlocks(i int) error {
+	o.mu.Lock()
+	leaves := o.blocks[i].whole()
+	o.mu.Unlock()
+	if leaves == nil {
+		return o.verify(i)
+	}
+	return o.tree.VerifyLeaves(i, leaves)
 }
 
 // enter records the sealed and verified piece i and makes it present.

@@ -48,8 +48,9 @@ func fold(nodes []Hash, pad Hash, height int) Hash {
 // log2ceil returns the least h with 2^h >= n, for n >= 1.
 func log2ceil(n int) int { return bits.Len(uint(n - 1)) }
 
-// leaves returns the leaf hashes of data, appended to dst. Only the last leaf may be short; it is not padded.
-func leaves(dst []Hash, data []byte) []Hash {
+// AppendLeaves appends the hashes of data's leaves to dst: of each LeafSize
+// bytes and of what is left at the end, which is not padded.
+func AppendLeaves(dst []Hash, data []byte) []Hash {
 	for len(data) > 0 {
 		n := min(LeafSize, len(data))
 		dst = append(dst, sha256.Sum256(data[:n]))
@@ -58,15 +59,15 @@ func leaves(dst []Hash, data []byte) []Hash {
 	return dst
 }
 
-// pieceHash returns the hash of one piece's data. alone says that the object
-// has no other piece: its tree is then no taller than its own leaves need.
-func pieceHash(data []byte, pieceLength int64, alone bool, scratch []Hash) Hash {
-	nodes := leaves(scratch[:0], data)
+// pieceHash returns the hash of the piece that has these leaves. alone says
+// that the object has no other piece: its tree is then no taller than its own
+// leaves need. It overwrites leaves.
+func pieceHash(leaves []Hash, pieceLength int64, alone bool) Hash {
 	height := bits.TrailingZeros64(uint64(pieceLength / LeafSize))
 	if alone {
-		height = log2ceil(len(nodes))
+		height = log2ceil(len(leaves))
 	}
-	return fold(nodes, Hash{}, height)
+	return fold(leaves, Hash{}, height)
 }
 
 // rootOf folds a piece layer to the root. layer is not changed.
@@ -134,7 +135,8 @@ func (h *Hasher) Write(p []byte) (int, error) {
 }
 
 func (h *Hasher) closePiece(data []byte) {
-	h.layer = append(h.layer, pieceHash(data, h.pieceLength, h.size <= h.pieceLength, h.scratch))
+	leaves := AppendLeaves(h.scratch[:0], data)
+	h.layer = append(h.layer, pieceHash(leaves, h.pieceLength, h.size <= h.pieceLength))
 }
 
 // Sum ends the pass and returns the object with its proven tree.

@@ -333,3 +333,38 @@ func BenchmarkHasher(b *testing.B) {
 		}
 	}
 }
+
+// TestVerifyLeaves: leaves prove a piece when they are all of its leaves, in order.
+func TestVerifyLeaves(t *testing.T) {
+	for _, size := range []int{1, LeafSize, 3*LeafSize - 1, MinLength, 2*MinLength + 5*LeafSize + 1} {
+		data := bytes.Repeat([]byte("spate"), size/5+1)[:size]
+		h := NewHasher(int64(size))
+		h.Write(data)
+		tree, err := h.Sum()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range tree.Object().Pieces() {
+			off, n := tree.Object().Span(i)
+			right := AppendLeaves(nil, data[off:off+n])
+			wrong := slices.Clone(right)
+			wrong[len(wrong)-1][0] ^= 1
+			for what, leaves := range map[string][]Hash{
+				"a wrong one": wrong, "none": nil, "one too few": right[:len(right)-1], "one too many": append(slices.Clone(right), Hash{}),
+			} {
+				err := tree.VerifyLeaves(i, slices.Clone(leaves))
+				if w, ok := errors.AsType[*WrongBytesError](err); !ok || w.Piece != i || w.Object != tree.Object().Digest {
+					t.Errorf("%d bytes, piece %d, %s: %v", size, i, what, err)
+				}
+			}
+			if err := tree.VerifyLeaves(i, right); err != nil {
+				t.Errorf("%d bytes, piece %d: %v", size, i, err)
+			}
+		}
+		for _, i := range []int{-1, tree.Object().Pieces()} {
+			if tree.VerifyLeaves(i, nil) == nil {
+				t.Errorf("%d bytes have a piece %d", size, i)
+			}
+		}
+	}
+}

@@ -1,0 +1,29 @@
+package tracker
+
+// Stats are what a Server knows now.
+type Stats struct {
+	Nodes  int   `json:"nodes"`
+	Swarms int   `json:"swarms"`
+	Leases int   `json:"leases"` // pieces that a node may draw and nobody else
+	Open   int   `json:"open"`   // pieces of all swarms that no node holds, leased ones included
+	Memory int64 `json:"memory"` // of Options.Memory, in bytes
+}
+
+// Stats returns what the tracker knows now. A node that fell silent counts until
+// it is dropped; a lease that is over does not. It looks at every lease.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.opts.Now()
+	s.expire(now)
+	st := Stats{Nodes: len(s.nodes), Swarms: len(s.swarms), Memory: s.used}
+	for _, sw := range s.swarms {
+		st.Open += sw.open
+		for _, l := range sw.leases {
+			if l.node != "" && now.Before(l.until) {
+				st.Leases++
+			}
+		}
+	}
+	return st
+}
