@@ -53,6 +53,11 @@ func (s *Server) Audit() error {
 		if open != sw.open {
 			return fmt.Errorf("%d pieces are open, counted as %d", open, sw.open)
 		}
+		for zone, bridge := range sw.bridges {
+			if sw.members[bridge] == nil || s.nodes[bridge].zone != zone || s.nodes[bridge].addr == "" {
+				return fmt.Errorf("%s is said to be the bridge of zone %q", bridge, zone)
+			}
+		}
 		for i := range sw.leases {
 			if i < 0 || i >= sw.pieces {
 				return fmt.Errorf("piece %d of %d is leased", i, sw.pieces)

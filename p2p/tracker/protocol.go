@@ -40,6 +40,8 @@ const (
 	maxName   = 253
 	maxLease  = 64 // pieces
 	maxPeers  = 50 // of one swarm in one answer
+
+	MaxBanned = 256 // names in a lease request
 )
 
 // A SwarmID names the swarm of one object. Nodes whose indexes disagree about
@@ -71,6 +73,7 @@ func (id *SwarmID) UnmarshalText(b []byte) error {
 type Announce struct {
 	Node   string    `json:"node"`           // its mesh identity's name
 	Addr   string    `json:"addr,omitempty"` // host:port where peers reach it; empty when they cannot
+	Zone   string    `json:"zone,omitempty"` // within which traffic is cheap
 	Swarms []Holding `json:"swarms"`         // each swarm once
 }
 
@@ -80,12 +83,13 @@ func (a *Announce) UnmarshalJSON(b []byte) error {
 	var m struct {
 		Node   string          `json:"node"`
 		Addr   string          `json:"addr"`
+		Zone   string          `json:"zone"`
 		Swarms json.RawMessage `json:"swarms"`
 	}
 	if err := json.Unmarshal(b, &m); err != nil {
 		return err
 	}
-	*a = Announce{Node: m.Node, Addr: m.Addr}
+	*a = Announce{Node: m.Node, Addr: m.Addr, Zone: m.Zone}
 	if len(m.Swarms) == 0 || string(m.Swarms) == "null" {
 		return nil
 	}
@@ -115,6 +119,10 @@ type Holding struct {
 
 // Peers answers an Announce. A large swarm is answered with a random part of
 // it, another one every time; nodes that hold everything are not told of each other.
+//
+// Nodes are told of those in their own zone. One node of each zone, its bridge,
+// is also told of the other zones' bridges. As it asks for each piece once, a
+// zone gets about one copy from all other zones and the origin together.
 type Peers struct {
 	Interval Seconds            `json:"interval"` // until the next Announce is due
 	Swarms   map[SwarmID][]Peer `json:"swarms"`
@@ -141,6 +149,15 @@ type LeaseRequest struct {
 	// whatever the tracker believes; only a live lease then stands in the way.
 	Unheld bool `json:"unheld,omitempty"`
 
+	// Backlog is how many pieces the node has drawn that most of its peers lack.
+	// Of the nodes that ask in order those with less of it come first, so that
+	// who is slow to pass on draws less.
+	Backlog int `json:"backlog,omitempty"`
+
+	// Banned names peers that the node will have nothing to do with: to it,
+	// and to it alone, what they say they hold is not held.
+	Banned []string `json:"banned,omitempty"`
+
 	Max int `json:"max"` // how many pieces at most; 0 only reports
 }
 
@@ -153,6 +170,10 @@ type Lease struct {
 	// Open is how many of the swarm's pieces no live node holds, leased ones
 	// included: when it is 0, the origin is not needed any more.
 	Open int `json:"open"`
+
+	// Again is when to ask again for pieces in order that none were given of
+	// because others come first; 0 when that is not the reason.
+	Again Seconds `json:"again,omitempty"`
 }
 
 // Seconds is a duration that JSON carries as seconds.
@@ -178,6 +199,9 @@ func (s *Seconds) UnmarshalJSON(b []byte) error {
 func (a *Announce) check() error {
 	if err := checkName(a.Node); err != nil {
 		return err
+	}
+	if len(a.Zone) > maxName {
+		return fmt.Errorf("zone name of %d bytes, at most %d are accepted", len(a.Zone), maxName)
 	}
 	if a.Addr != "" {
 		host, port, err := net.SplitHostPort(a.Addr)
@@ -213,6 +237,12 @@ func (r *LeaseRequest) check() error {
 	}
 	if r.Max < 0 || r.Want < -1 {
 		return fmt.Errorf("want %d, at most %d pieces: out of range", r.Want, r.Max)
+	}
+	if len(r.Banned) > MaxBanned {
+		return fmt.Errorf("%d banned peers, at most %d are accepted", len(r.Banned), MaxBanned)
+	}
+	if r.Backlog < 0 || r.Backlog > maxPieces {
+		return fmt.Errorf("a backlog of %d pieces is out of range", r.Backlog)
 	}
 	if len(r.Done)+len(r.Failed) > maxPieces {
 		return errors.New("more pieces reported than an object has")

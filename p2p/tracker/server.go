@@ -44,6 +44,7 @@ type Server struct {
 // A node is who announced, for as long as it is in a swarm.
 type node struct {
 	addr   string
+	zone   string
 	seen   time.Time
 	swarms map[SwarmID]*swarm
 }
@@ -90,7 +91,7 @@ func (s *Server) Announce(a Announce) (Peers, error) {
 		n = &node{swarms: make(map[SwarmID]*swarm)}
 		s.nodes[a.Node] = n
 	}
-	n.addr, n.seen = a.Addr, now
+	n.addr, n.zone, n.seen = a.Addr, a.Zone, now
 	left := maps.Clone(n.swarms)
 	out := Peers{Interval: Seconds(s.opts.Interval), Swarms: make(map[SwarmID][]Peer, len(a.Swarms))}
 	for _, h := range a.Swarms {
@@ -105,6 +106,7 @@ func (s *Server) Announce(a Announce) (Peers, error) {
 			s.used += memberCost(h.Pieces)
 		}
 		s.charge(sw, func() { sw.hold(a.Node, h.Have) })
+		sw.settle(a.Node, a.Zone, a.Addr != "")
 		delete(left, h.Swarm)
 		out.Swarms[h.Swarm] = s.peers(sw, a.Node)
 	}
@@ -119,15 +121,24 @@ func (s *Server) Announce(a Announce) (Peers, error) {
 
 // peers returns whom node may exchange pieces of sw with, at most maxPeers of them.
 func (s *Server) peers(sw *swarm, node string) []Peer {
-	whole := sw.members[node].held == sw.pieces
+	whole, zone := sw.members[node].held == sw.pieces, s.nodes[node].zone
 	peers := []Peer{}
-	for name, m := range sw.members { // in random order
-		addr := s.nodes[name].addr
-		if name == node || addr == "" || whole && m.held == sw.pieces {
-			continue
+	add := func(name string) {
+		n, m := s.nodes[name], sw.members[name]
+		if len(peers) < maxPeers && name != node && n.addr != "" && !(whole && m.held == sw.pieces) {
+			peers = append(peers, Peer{Node: name, Addr: n.addr})
 		}
-		if peers = append(peers, Peer{Node: name, Addr: addr}); len(peers) == maxPeers {
-			break
+	}
+	if sw.bridges[zone] == node {
+		for _, bridge := range sw.bridges {
+			if s.nodes[bridge].zone != zone {
+				add(bridge)
+			}
+		}
+	}
+	for name := range sw.members { // in random order
+		if s.nodes[name].zone == zone {
+			add(name)
 		}
 	}
 	return peers
@@ -175,15 +186,17 @@ func (s *Server) Lease(r LeaseRequest) (Lease, error) {
 	}
 	s.nodes[r.Node].seen = now
 	s.charge(sw, func() { sw.report(r, now) })
-	l := Lease{Open: sw.open}
+	v := sw.seenBy(r)
 	if r.Max == 0 {
-		return l, nil
+		return Lease{Open: v.count()}, nil
 	}
 	r.Max = min(r.Max, maxLease)
 	if s.used+int64(r.Max)*leaseCost > s.opts.Memory {
 		return Lease{}, errFull
 	}
-	s.charge(sw, func() { l.First, l.Count = sw.grant(r, now, now.Add(s.opts.LeaseTTL)) })
+	var l Lease
+	s.charge(sw, func() { l = v.grant(r, now, now.Add(s.opts.LeaseTTL)) })
+	l.Open = v.count()
 	return l, nil
 }
 

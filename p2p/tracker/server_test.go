@@ -132,7 +132,7 @@ func TestLease(t *testing.T) {
 		}},
 		{"no more than 64 pieces", 1000, func(b *bench) {
 			b.announce("a")
-			b.is(b.next("a", 1000), 0, 64, 1000)
+			b.is(b.request(tracker.LeaseRequest{Node: "a", Want: 5, Max: 1000}), 5, 64, 1000)
 		}},
 		{"held pieces are passed over", 6, func(b *bench) {
 			b.announce("a", 0, 1, 4)

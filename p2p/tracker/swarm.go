@@ -24,12 +24,20 @@ type swarm struct {
 	open    int      // pieces that nobody holds
 	next    int      // no piece below it is open
 	leases  map[int]lease
+	bridges map[string]string // by zone, the node that exchanges with other zones
+
+	drawn int       // pieces, since the time below
+	since time.Time // when rate was measured last
+	rate  float64   // pieces drawn a second, lately
 }
 
 type member struct {
 	have Bitmap
 	held int    // bits set in have
 	done Bitmap // reported since the last announce, and so perhaps not known to the next one
+
+	backlog int       // as it last said
+	asked   time.Time // when it last asked for pieces in order
 }
 
 // A lease of the node "" was given back: the origin may be unable to give the
@@ -45,6 +53,7 @@ func newSwarm(pieces int) *swarm {
 		members: make(map[string]*member),
 		holders: make([]uint16, pieces),
 		leases:  make(map[int]lease),
+		bridges: make(map[string]string),
 	}
 }
 
@@ -108,6 +117,7 @@ func (sw *swarm) leave(node string) {
 		}
 	}
 	delete(sw.members, node)
+	maps.DeleteFunc(sw.bridges, func(_, bridge string) bool { return bridge == node })
 	maps.DeleteFunc(sw.leases, func(_ int, l lease) bool { return l.node == node })
 }
 
@@ -135,6 +145,9 @@ func (sw *swarm) check(r LeaseRequest) error {
 func (sw *swarm) report(r LeaseRequest, now time.Time) {
 	m := sw.members[r.Node]
 	for _, i := range r.Done {
+		if sw.leases[i].node == r.Node {
+			sw.drawn++
+		}
 		if !m.have.Has(i) {
 			sw.add(m, i)
 			if m.done == nil {
@@ -151,46 +164,11 @@ func (sw *swarm) report(r LeaseRequest, now time.Time) {
 	}
 }
 
-// grant leases up to r.Max consecutive pieces and returns them.
-func (sw *swarm) grant(r LeaseRequest, now, until time.Time) (first, count int) {
-	live := func(i int) bool {
-		l := sw.leases[i]
-		return l.node != "" && now.Before(l.until)
+// settle makes node its zone's bridge where there is none and peers can reach
+// it, and takes back what it was before: it may have moved.
+func (sw *swarm) settle(node, zone string, reachable bool) {
+	maps.DeleteFunc(sw.bridges, func(z, bridge string) bool { return bridge == node && (z != zone || !reachable) })
+	if _, ok := sw.bridges[zone]; !ok && reachable {
+		sw.bridges[zone] = node
 	}
-	returned := func(i int) bool {
-		l, ok := sw.leases[i]
-		return ok && l.node == ""
-	}
-	fresh := func(i int) bool { return sw.holders[i] == 0 && !live(i) && !returned(i) }
-
-	if first = r.Want; first >= 0 {
-		if (live(first) && sw.leases[first].node != r.Node) || (sw.holders[first] > 0 && !r.Unheld) {
-			return 0, 0
-		}
-	} else {
-		for sw.next < sw.pieces && sw.holders[sw.next] > 0 {
-			sw.next++
-		}
-		first = sw.pieces
-		for i := sw.next; i < sw.pieces; i++ {
-			if fresh(i) {
-				first = i
-				break
-			}
-			// Of those given back the one that was so longest ago, so that
-			// one which nobody can draw does not keep the others.
-			if sw.holders[i] == 0 && returned(i) && (first == sw.pieces || sw.leases[i].until.Before(sw.leases[first].until)) {
-				first = i
-			}
-		}
-		if first == sw.pieces {
-			return 0, 0
-		}
-	}
-	for count = 1; count < r.Max && first+count < sw.pieces && fresh(first+count); count++ {
-	}
-	for i := first; i < first+count; i++ {
-		sw.leases[i] = lease{node: r.Node, until: until}
-	}
-	return first, count
 }

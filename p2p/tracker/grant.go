@@ -1,0 +1,163 @@
+package tracker
+
+import "time"
+
+// How many pieces of a swarm are leased at a time, in order: atOnce, and what
+// the origin gives within ahead. Fewer would not keep the origin busy; more
+// would only make each piece take longer to be whole on a node that can pass it
+// on, and every node waits for the last one.
+const (
+	atOnce = 8
+	ahead  = 150 * time.Millisecond
+)
+
+const (
+	// current is for how long what a node said last counts.
+	current = 2 * time.Second
+
+	// measured is over how long the origin's rate is measured.
+	measured = time.Second
+
+	// How soon a node whose turn it is not asks again.
+	soonest = 50 * time.Millisecond
+	latest  = time.Second
+)
+
+// A view is a swarm as one node sees it: without the peers that it has banned.
+type view struct {
+	*swarm
+	banned []*member
+}
+
+func (sw *swarm) seenBy(r LeaseRequest) view {
+	v := view{swarm: sw}
+	for _, name := range r.Banned {
+		if m := sw.members[name]; m != nil && name != r.Node {
+			v.banned = append(v.banned, m)
+		}
+	}
+	return v
+}
+
+// held reports whether anybody holds piece i.
+func (v view) held(i int) bool {
+	n := int(v.holders[i])
+	for _, m := range v.banned {
+		if m.have.Has(i) {
+			n--
+		}
+	}
+	return n > 0
+}
+
+// count returns how many pieces nobody holds.
+func (v view) count() int {
+	if len(v.banned) == 0 {
+		return v.open
+	}
+	open := 0
+	for i := range v.pieces {
+		if !v.held(i) {
+			open++
+		}
+	}
+	return open
+}
+
+// live reports whether piece i is leased to some node.
+func (v view) live(i int, now time.Time) bool {
+	l := v.leases[i]
+	return l.node != "" && now.Before(l.until)
+}
+
+// returned reports whether piece i was given back.
+func (v view) returned(i int) bool {
+	l, ok := v.leases[i]
+	return ok && l.node == ""
+}
+
+func (v view) fresh(i int, now time.Time) bool {
+	return !v.held(i) && !v.live(i, now) && !v.returned(i)
+}
+
+// grant leases up to r.Max consecutive pieces and returns them, or when to ask again.
+func (v view) grant(r LeaseRequest, now, until time.Time) (l Lease) {
+	most := r.Max
+	if r.Want >= 0 {
+		if v.live(r.Want, now) && v.leases[r.Want].node != r.Node || v.held(r.Want) && !r.Unheld {
+			return l
+		}
+		l.First = r.Want
+	} else {
+		var ok bool
+		if l.First, ok = v.next(now); !ok {
+			return l
+		}
+		if most, l.Again = v.turn(r, now); most == 0 {
+			l.First = 0
+			return l
+		}
+	}
+	for l.Count = 1; l.Count < most && l.First+l.Count < v.pieces && v.fresh(l.First+l.Count, now); l.Count++ {
+	}
+	for i := l.First; i < l.First+l.Count; i++ {
+		v.leases[i] = lease{node: r.Node, until: until}
+	}
+	return l
+}
+
+// next returns the first piece that is nobody's. Of those given back it is the
+// one that was so longest ago, so that one which nobody can draw does not keep
+// the others.
+func (v view) next(now time.Time) (first int, ok bool) {
+	sw := v.swarm
+	for sw.next < sw.pieces && sw.holders[sw.next] > 0 {
+		sw.next++
+	}
+	begin := sw.next
+	if len(v.banned) > 0 {
+		begin = 0
+	}
+	first = v.pieces
+	for i := begin; i < v.pieces; i++ {
+		if v.fresh(i, now) {
+			return i, true
+		}
+		if !v.held(i) && v.returned(i) && (first == v.pieces || v.leases[i].until.Before(v.leases[first].until)) {
+			first = i
+		}
+	}
+	return first, first < v.pieces
+}
+
+// turn returns how many pieces the asking node may draw now, or, when others
+// come first, none and when it asks again.
+func (v view) turn(r LeaseRequest, now time.Time) (most int, again Seconds) {
+	if v.since.IsZero() || now.Sub(v.since) >= measured {
+		if !v.since.IsZero() {
+			v.rate = float64(v.drawn) / now.Sub(v.since).Seconds()
+		}
+		v.drawn, v.since = 0, now
+	}
+	m := v.members[r.Node]
+	m.backlog, m.asked = r.Backlog, now
+	asking, backlogs := 0, 0
+	for _, m := range v.members {
+		if now.Sub(m.asked) < current {
+			asking++
+			backlogs += m.backlog
+		}
+	}
+	leased := 0
+	for _, l := range v.leases {
+		if l.node != "" && now.Before(l.until) {
+			leased++
+		}
+	}
+	room := atOnce + int(v.rate*ahead.Seconds()) - leased
+	if room <= 0 || (r.Backlog-1)*asking > backlogs {
+		turns := time.Duration(float64(asking) / max(v.rate, 1) * float64(time.Second)) // until everybody had one
+		return 0, Seconds(min(max(turns/4, soonest), latest))
+	}
+	return min(r.Max, max(1, room/asking)), 0
+}
