@@ -39,9 +39,10 @@ func pair(t *testing.T, l *link.Link) (behind, far net.Conn) {
 }
 
 func TestLimitIsShared(t *testing.T) {
-	for name, l := range map[string]*link.Link{"up": link.New(rate, 0), "down": link.New(0, rate)} {
+	for name, limits := range map[string][2]int64{"up": {rate, 0}, "down": {0, rate}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				l := link.New(limits[0], limits[1])
 				const conns, each = 4, 2 << 20
 				start := time.Now()
 				var wg sync.WaitGroup
