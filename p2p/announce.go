@@ -67,7 +67,7 @@ func (m *Mesh) announce(ctx context.Context) error {
 }
 
 func (m *Mesh) announceOnce(ctx context.Context) (time.Duration, error) {
-	a := tracker.Announce{Node: m.opts.Node}
+	a := tracker.Announce{Node: m.opts.Node, Zone: m.opts.Zone}
 	if m.opts.Engine != nil {
 		a.Addr = m.opts.Engine.Addr()
 	}

@@ -15,6 +15,9 @@ const (
 	// grace is how long peers that hold a piece have before a reader looks elsewhere.
 	grace = 300 * time.Millisecond
 
+	// retry is how long to wait for a lease, twice as long after each further refusal.
+	retry = 50 * time.Millisecond
+
 	// patience is after how many refused leases a reader insists on a piece
 	// that no peer of its own holds, about 2 s, and endurance after how many on
 	// any piece, about 4 s.
@@ -49,9 +52,12 @@ func (m *Mesh) Fetch(ctx context.Context, d piece.Digest, i int) error {
 	if err := m.enter(mb); err != nil {
 		m.log.Error("a reader gets everything from the origin", "err", err)
 	}
+	ctx, ended := m.observe(ctx, Step{Kind: StepFetch, Object: d, First: i, Count: 1})
 	ctx, cancel := mb.within(ctx)
 	defer cancel()
-	if err := m.await(ctx, mb, i); err != nil {
+	err := m.await(ctx, mb, i)
+	ended(mb.brought(i, err))
+	if err != nil {
 		if context.Cause(ctx) == errLeft {
 			err = fmt.Errorf("%w: %w", errLeft, piece.ErrNotHere)
 		}
@@ -62,6 +68,10 @@ func (m *Mesh) Fetch(ctx context.Context, d piece.Digest, i int) error {
 
 // await returns when piece i is present.
 func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
+	if here, err := m.pay(ctx, mb, i); here || err != nil {
+		return err
+	}
+	defer mb.awaits(i)()
 	m.demand(mb, i)
 	defer mb.calm(i)
 	mb.readers.Add(1)
@@ -97,7 +107,7 @@ func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 			continue
 		case err != nil, l.Count == 0:
 			refused++
-			wait = min(time.Second, given<<min(refused, 10))
+			wait = min(time.Second, retry<<min(refused, 10))
 			continue
 		}
 		err = m.fetch(ctx, mb, l.First, l.Count)
@@ -157,7 +167,7 @@ func (mb *member) within(ctx context.Context) (context.Context, context.CancelFu
 // demand makes piece i the most urgent and a window after it urgent.
 func (m *Mesh) demand(mb *member, i int) {
 	mb.want(i, i+1, Now)
-	window := int(max(1, m.opts.Readahead/mb.object.PieceLength))
+	window := m.readahead(mb)
 	mb.mu.Lock()
 	first, last := max(i+1, mb.ahead), min(i+1+window, mb.object.Pieces())
 	if i+1 < mb.ahead-2*window { // the reader jumped back
@@ -167,10 +177,11 @@ func (m *Mesh) demand(mb *member, i int) {
 		last = first // enough is wanted already
 	}
 	if last > first {
-		mb.ahead = last
+		mb.ahead, mb.behind = last, i
 	}
 	mb.mu.Unlock()
 	if last > first {
+		m.payAhead(mb, first, last)
 		mb.want(first, last, Ahead)
 	}
 }
@@ -180,11 +191,8 @@ func (mb *member) calm(i int) {
 	if mb.Has(i) {
 		return
 	}
-	u := None
 	mb.mu.Lock()
-	if mb.fill {
-		u = Fill
-	}
+	u := mb.filled(i)
 	mb.mu.Unlock()
 	mb.want(i, i+1, u)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/spate-project/spate/p2p/tracker"
@@ -12,7 +13,7 @@ import (
 const (
 	// given is how long to wait when every piece is given out, closed how long
 	// when the origin is not needed at all.
-	given  = 50 * time.Millisecond
+	given  = 500 * time.Millisecond
 	closed = 2 * time.Second
 
 	// failing is how long to wait after a failure, twice as long after each further one, up to broken.
@@ -100,7 +101,10 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 		return
 	}
 
-	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Max: m.leasePieces(mb)})
+	if mb.rest() {
+		return
+	}
+	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Max: m.leasePieces(mb), Backlog: mb.backlog()})
 	if err == nil {
 		l = mb.leaveToPeers(mb.take(l, -1))
 	}
@@ -118,7 +122,7 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	case ctx.Err() != nil:
 	case errors.Is(err, tracker.ErrUnknown):
 		m.hurry()
-		mb.pause(given)
+		mb.pause(retry)
 	case err != nil:
 		m.log.Warn("no origin lease", "object", mb.object.Digest, "err", err)
 		mb.pause(failing)
@@ -126,10 +130,13 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 		if err := m.enter(mb); err != nil { // what is drawn is shared, also ahead of the fill
 			m.log.Error("an object gets everything from the origin", "err", err)
 		}
+		m.prefetch.take(mb.unpaid(l.First, l.First+l.Count))
 		err := m.fetch(ctx, mb, l.First, l.Count)
 		if mb.failedDraw(err); err != nil && ctx.Err() == nil {
 			m.log.Warn("draw from the origin", "object", mb.object.Digest, "err", err)
 		}
+	case l.Again > 0:
+		mb.pause(time.Duration(l.Again))
 	case l.Open > 0 || mb.isWary():
 		mb.pause(given)
 	default:
@@ -157,6 +164,21 @@ func (mb *member) leaveToPeers(l tracker.Lease) tracker.Lease {
 	}
 	l.Count = 0
 	return l
+}
+
+// backlog returns how many of the pieces that this node has drawn fewer than
+// half of its peers hold yet.
+func (mb *member) backlog() int {
+	mb.mu.Lock()
+	defer mb.mu.Unlock()
+	if mb.swarm == nil {
+		return 0
+	}
+	mb.fresh = slices.DeleteFunc(mb.fresh, func(i int) bool {
+		holders, peers := mb.swarm.Spread(i)
+		return 2*holders >= peers
+	})
+	return len(mb.fresh)
 }
 
 func (mb *member) isWary() bool {

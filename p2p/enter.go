@@ -45,7 +45,7 @@ func (m *Mesh) enterNext() {
 // of an object is shared from then on; what it holds nothing of it need not share.
 // After a failure enter does nothing for a while.
 func (m *Mesh) enter(mb *member) error {
-	if m.opts.Engine == nil {
+	if m.opts.Engine == nil || mb.in() != nil {
 		return nil
 	}
 	mb.entry.Lock()
@@ -67,7 +67,7 @@ func (m *Mesh) enter(mb *member) error {
 	mb.swarm = sw
 	peers, fill := mb.peers, mb.fill
 	mb.mu.Unlock()
-	if fill {
+	if fill && !mb.prefetch.holds() {
 		sw.Want(0, mb.object.Pieces(), Fill)
 	}
 	if len(peers) > 0 {

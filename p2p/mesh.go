@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -20,8 +21,11 @@ import (
 type Options struct {
 	Node    string       // this node's name in the mesh; required
 	Engine  Engine       // nil: no peers, everything comes from the origin
+	Zone    string       // where this node is; traffic within a zone is preferred
 	Tracker Tracker      // nil: a tracker of this node's own
 	Logger  *slog.Logger // required
+
+	Observer Observer // nil: nobody is told
 
 	// LeaseWorkers is how many leases are drawn from the origin at a time, and
 	// LeaseBytes how much one lease asks for; a lease is at least one piece.
@@ -46,9 +50,12 @@ type Mesh struct {
 	wake chan struct{}       // asks the announcer to hurry
 	room *semaphore.Weighted // of drawRoom: bytes of pieces that are being drawn
 
+	prefetch, demanded limit // of what fills and Fetches bring
+
 	mu      sync.Mutex
 	members map[piece.Digest]*member
-	order   []*member     // by time of joining: the order in which the origin is drawn
+	past    Stats         // of members that left
+	order   []*member     // by priority, then time of joining: the order in which they are filled
 	changed chan struct{} // closed and replaced when there may be more to draw
 }
 
@@ -60,27 +67,36 @@ type member struct {
 	origin Origin
 	gone   chan struct{} // closed when the object leaves the mesh
 
+	prefetch *limit // the mesh's
+	priority int    // guarded by Mesh.mu
+
 	entry   sync.Mutex // held while the swarm is entered or left
 	noEntry time.Time  // the engine is not asked again before; guarded by entry
 
-	originBytes, originWrong atomic.Int64
-	readers                  atomic.Int64 // Fetches under way
+	originBytes, originPieces, originWrong, returned atomic.Int64
+	readers                                          atomic.Int64 // Fetches under way
 
 	mu       sync.Mutex
 	swarm    Swarm          // nil until it is entered, and without an engine
 	peers    []tracker.Peer // as last announced
 	fill     bool
-	first    int          // no piece below it is absent
-	ahead    int          // pieces before it are wanted Ahead or sooner
-	drawing  map[int]bool // pieces that this node draws from the origin now
-	done     []int        // drawn from the origin, not yet reported
-	failed   []int        // leased but not drawn, not yet reported
-	due      time.Time    // when done and failed are to be reported
-	again    time.Time    // the fill asks for no lease before
-	failures int          // draws that failed in a row
-	dry      time.Time    // since when the fill has got no lease and nothing from peers; zero when it has
-	received int64        // from peers, by then
-	wary     bool         // peers did not send what they are said to hold once
+	first    int            // no piece below it is absent
+	ahead    int            // pieces before it are wanted Ahead or sooner
+	behind   int            // and of these the ones from here on are so since the last reader
+	awaited  map[int]int    // how many readers wait for a piece
+	granted  map[int]bool   // absent pieces that a limited fill has asked peers for
+	paid     map[int]bool   // absent pieces that a limited reader wants to be ahead of it
+	drawing  map[int]bool   // pieces that this node draws from the origin now
+	drawn    tracker.Bitmap // pieces that it drew
+	fresh    []int          // of these, those that most peers lacked when it was last looked
+	done     []int          // drawn from the origin, not yet reported
+	failed   []int          // leased but not drawn, not yet reported
+	due      time.Time      // when done and failed are to be reported
+	again    time.Time      // the fill asks for no lease before
+	failures int            // draws that failed in a row
+	dry      time.Time      // since when the fill has got no lease and nothing from peers; zero when it has
+	received int64          // from peers, by then
+	wary     bool           // peers did not send what they are said to hold once
 }
 
 // New returns a Mesh.
@@ -116,11 +132,16 @@ type JoinOptions struct {
 
 	// Fill fetches the whole object in the background; without it only what is read is fetched.
 	Fill bool
+
+	// Priority orders fills: what has a higher one comes first, and among
+	// equals what joined first.
+	Priority int
 }
 
 // Join brings h's object into the mesh: what it holds is shared, what it lacks
 // is fetched into it. Joining an object that is in the mesh already may turn
-// Fill on, shares what it holds by now, and changes nothing else. An object of
+// Fill on, which may raise its Priority, shares what it holds by now, and
+// changes nothing else. An object of
 // no bytes needs no mesh, and Join does nothing.
 func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	o := h.Tree().Object()
@@ -137,6 +158,7 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 		mb = &member{
 			Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin,
 			gone: make(chan struct{}), drawing: make(map[int]bool),
+			prefetch: &m.prefetch, awaited: make(map[int]int), granted: make(map[int]bool), paid: make(map[int]bool),
 		}
 	case mb.object != o:
 		return fmt.Errorf("join the swarm of object %s: it is in the mesh already, with root %s and not %s", o.Digest, mb.object.Root, o.Root)
@@ -149,12 +171,17 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	if m.members[o.Digest] == nil {
 		m.members[o.Digest] = mb
 		m.order = append(m.order, mb)
+		mb.priority = opts.Priority
 	}
+	if opts.Fill {
+		mb.priority = max(mb.priority, opts.Priority)
+	}
+	slices.SortStableFunc(m.order, func(a, b *member) int { return cmp.Compare(b.priority, a.priority) })
 	if opts.Fill {
 		mb.mu.Lock()
 		mb.fill = true
 		mb.mu.Unlock()
-		mb.want(0, o.Pieces(), Fill)
+		mb.wantAll()
 	}
 	m.notify()
 	return nil
@@ -172,6 +199,7 @@ func (m *Mesh) Leave(d piece.Digest) {
 	delete(m.members, d)
 	m.order = slices.DeleteFunc(m.order, func(x *member) bool { return x == mb })
 	close(mb.gone)
+	m.retire(mb)
 	mb.exit() // under the lock: the object may join again at once
 	m.notify()
 }
@@ -219,28 +247,9 @@ func (mb *member) want(first, last int, u Urgency) {
 func (m *Mesh) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.announce(ctx) })
+	g.Go(func() error { return m.pace(ctx) })
 	for range m.opts.LeaseWorkers {
 		g.Go(func() error { return m.draw(ctx) })
 	}
 	return g.Wait()
-}
-
-// Stats are one object's counts since it joined.
-type Stats struct {
-	SwarmStats
-	OriginBytes int64 // read from the origin
-	OriginWrong int64 // pieces that the origin sent wrong
-}
-
-// Stats returns the counts of one object; ok is false when it is not in the mesh.
-func (m *Mesh) Stats(d piece.Digest) (s Stats, ok bool) {
-	mb := m.member(d)
-	if mb == nil {
-		return Stats{}, false
-	}
-	if sw := mb.in(); sw != nil {
-		s.SwarmStats = sw.Stats()
-	}
-	s.OriginBytes, s.OriginWrong = mb.originBytes.Load(), mb.originWrong.Load()
-	return s, true
 }

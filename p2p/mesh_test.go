@@ -273,19 +273,30 @@ func TestJoinErrors(t *testing.T) {
 // A crowd is an engine whose swarms exchange nothing.
 type crowd struct {
 	addr    string
+	banned  []string
 	refuses error            // what a Join fails with
 	holds   func(i int) bool // what a connected peer holds; nothing when nil
-	joins   atomic.Int64     // attempts
+	spread  func() (holders, peers int)
+	joins   atomic.Int64 // attempts
 }
 
 func (c *crowd) Addr() string { return c.addr }
+
+func (c *crowd) Banned() []string { return c.banned }
 
 func (c *crowd) Join(p2p.Holding) (p2p.Swarm, error) {
 	c.joins.Add(1)
 	return c, c.refuses
 }
 
-func (c *crowd) Held(i int) bool            { return c.holds != nil && c.holds(i) }
+func (c *crowd) Held(i int) bool { return c.holds != nil && c.holds(i) }
+func (c *crowd) Spread(int) (holders, peers int) {
+	if c.spread == nil {
+		return 0, 0
+	}
+	return c.spread()
+}
+
 func (c *crowd) Want(int, int, p2p.Urgency) {}
 func (c *crowd) AddPeers([]tracker.Peer)    {}
 func (c *crowd) Stats() (s p2p.SwarmStats)  { return s }

@@ -21,8 +21,9 @@ const (
 	// the room of one piece at least: piece.MaxLength.
 	drawRoom = piece.MaxLength
 
-	// later is how long finished pieces may wait to be reported with the next lease.
-	later = time.Second
+	// later is how long finished pieces may wait to be reported with the next
+	// lease. The tracker counts them as being drawn so long.
+	later = 50 * time.Millisecond
 )
 
 // lease reports what was drawn and sends r, in this node's and swarm's name.
@@ -32,9 +33,15 @@ func (m *Mesh) lease(ctx context.Context, mb *member, r tracker.LeaseRequest) (t
 	mb.done, mb.failed = nil, nil
 	mb.mu.Unlock()
 	r.Node, r.Swarm = m.opts.Node, mb.id
+	if m.opts.Engine != nil {
+		r.Banned = m.opts.Engine.Banned()
+		r.Banned = r.Banned[:min(len(r.Banned), tracker.MaxBanned)]
+	}
 	ctx, cancel := context.WithTimeout(ctx, trackerTimeout)
 	defer cancel()
+	ctx, ended := m.observe(ctx, Step{Kind: StepLease, Object: mb.object.Digest, First: r.Want, Count: r.Max})
 	l, err := m.opts.Tracker.Lease(ctx, r)
+	ended(Outcome{Count: l.Count, Err: err})
 	if err != nil {
 		mb.mu.Lock()
 		defer mb.mu.Unlock()
@@ -111,6 +118,7 @@ func (mb *member) report(i int, done bool) {
 		return
 	}
 	mb.failed = append(mb.failed, i)
+	mb.returned.Add(1)
 	mb.due = time.Now()
 }
 
@@ -142,6 +150,9 @@ func (m *Mesh) fetch(ctx context.Context, mb *member, first, count int) (err err
 	if next == first+count {
 		return nil
 	}
+	begin := next
+	ctx, ended := m.observe(ctx, Step{Kind: StepDraw, Object: mb.object.Digest, First: begin, Count: first + count - begin})
+	defer func() { ended(Outcome{Count: next - begin, Bytes: mb.bytesOf(begin, next), Err: err}) }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	idle := time.AfterFunc(originIdle, func() {
@@ -175,6 +186,7 @@ func (m *Mesh) fetch(ctx context.Context, mb *member, first, count int) (err err
 			}
 			return err
 		}
+		mb.drew(next)
 		if err := mb.Put(v); err != nil {
 			return fmt.Errorf("store piece %d of object %s: %w", next, mb.object.Digest, err)
 		}

@@ -97,6 +97,9 @@ type Engine interface {
 
 	// Addr returns where peers reach this node, host:port; empty when they cannot.
 	Addr() string
+
+	// Banned returns the names of peers that the engine refuses now.
+	Banned() []string
 }
 
 // A Swarm is an Engine's part in one object. It is safe for concurrent use.
@@ -109,6 +112,9 @@ type Swarm interface {
 
 	// Held reports whether a connected peer holds piece i.
 	Held(i int) bool
+
+	// Spread returns how many peers are connected, and how many of them hold piece i.
+	Spread(i int) (holders, peers int)
 
 	// Stats returns what was exchanged so far.
 	Stats() SwarmStats
@@ -123,5 +129,6 @@ type SwarmStats struct {
 	Received int64 // useful bytes from peers
 	Wasted   int64 // blocks from peers that were there already
 	Sent     int64 // bytes of pieces to peers
+	Verified int64 // pieces from peers that matched the root
 	Refused  int64 // pieces from peers that did not match the root
 }
