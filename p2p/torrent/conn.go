@@ -2,7 +2,6 @@ package torrent
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -20,19 +19,14 @@ import (
 
 const handshakeTimeout = 10 * time.Second
 
-// A peerAddr is how the engine knows a peer: by its name in the mesh, in the
-// form of an address of its own, an IPv6 unique local address (RFC 4193) that is
-// made from the name's hash. The engine bans by IP address; so it bans the
-// certificate's owner, wherever that node connects from, and no one beside it.
+// A peerAddr is how the engine knows a peer: by its name in the mesh. A name is
+// never an IP address, so that what the engine does by IP address, bans that do
+// not end and a sum of every block for their sake, it does not do at all.
 type peerAddr string
 
 func (a peerAddr) Network() string { return "tcp" }
 
-func (a peerAddr) String() string {
-	h := sha256.Sum256([]byte(a))
-	ip := net.IP(append([]byte{0xfd}, h[:15]...))
-	return net.JoinHostPort(ip.String(), "1")
-}
+func (a peerAddr) String() string { return string(a) }
 
 // nameAt returns the name of the peer that the engine knows as addr.
 func nameAt(addr fmt.Stringer) string {
@@ -45,13 +39,28 @@ func nameAt(addr fmt.Stringer) string {
 // A conn is a connection to a known peer.
 type conn struct {
 	net.Conn
-	peer peerAddr
+	below *gatherer
+	peer  peerAddr
 }
 
 func (c conn) RemoteAddr() net.Addr { return c.peer }
 
-// secure ends the handshake and returns the connection under the peer's name.
-func secure(ctx context.Context, c *tls.Conn) (net.Conn, error) {
+func (c conn) Write(p []byte) (int, error) {
+	if len(p) < gatherLeast {
+		return c.Conn.Write(p)
+	}
+	c.below.hold()
+	n, err := c.Conn.Write(p)
+	if sent := c.below.send(); err == nil {
+		err = sent
+	}
+	return n, err
+}
+
+// secure does the handshake, in the part of over, and returns the connection under the peer's name.
+func secure(ctx context.Context, raw net.Conn, over func(net.Conn, *tls.Config) *tls.Conn, cfg *tls.Config) (net.Conn, error) {
+	below := &gatherer{Conn: raw}
+	c := over(below, cfg)
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	if err := c.HandshakeContext(ctx); err != nil {
@@ -61,7 +70,7 @@ func secure(ctx context.Context, c *tls.Conn) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return conn{c, peerAddr(name)}, nil
+	return conn{c, below, peerAddr(name)}, nil
 }
 
 // A refusals logs connections that TLS refused. Where certificates are wrong
@@ -83,10 +92,11 @@ func (r *refusals) warn(args ...any) {
 type dialer struct {
 	id       *identity.Identity
 	link     *link.Link
+	bans     *bans
 	refusals *refusals
 
 	mu    sync.Mutex
-	known map[string]tracker.Peer // by peerAddr's string
+	known map[string]tracker.Peer // by name
 }
 
 // maxKnown bounds the peers whose addresses are remembered; trackers tell them again.
@@ -94,23 +104,25 @@ const maxKnown = 1 << 16
 
 // learn remembers where a peer is and returns the address by which Dial finds it.
 func (d *dialer) learn(p tracker.Peer) peerAddr {
-	a := peerAddr(p.Node)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.known) == maxKnown {
 		clear(d.known)
 	}
-	d.known[a.String()] = p
-	return a
+	d.known[p.Node] = p
+	return peerAddr(p.Node)
 }
 
-// Dial connects to the peer that the engine knows as addr.
+// Dial connects to the peer of the name addr.
 func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	d.mu.Lock()
 	p, ok := d.known[addr]
 	d.mu.Unlock()
 	if !ok {
-		return nil, fmt.Errorf("dial %s: no such peer", addr)
+		return nil, fmt.Errorf("dial peer %s: no such peer", addr)
+	}
+	if d.bans.has(addr, time.Now()) {
+		return nil, fmt.Errorf("dial peer %s: it is banned", addr)
 	}
 	// Peers would only hang up: in TLS 1.3 the dialler is done before it is checked.
 	if err := d.id.Check(time.Now()); err != nil {
@@ -122,7 +134,7 @@ func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := secure(ctx, tls.Client(raw, d.id.Client(p.Node)))
+	c, err := secure(ctx, raw, tls.Client, d.id.Client(p.Node))
 	if err == nil && c.RemoteAddr() != net.Addr(peerAddr(p.Node)) {
 		err = fmt.Errorf("it is named %s", nameAt(c.RemoteAddr()))
 	}
@@ -145,17 +157,19 @@ type listener struct {
 	net.Listener // behind the link
 	tls          *tls.Config
 	log          *slog.Logger
+	bans         *bans
 	refusals     *refusals
 	conns        chan net.Conn
 	once         sync.Once
 	closed       chan struct{}
 }
 
-func newListener(opts Options, refusals *refusals) *listener {
+func newListener(opts Options, bans *bans, refusals *refusals) *listener {
 	return &listener{
 		Listener: opts.Link.Listener(opts.Listener),
 		tls:      opts.Identity.Server(),
 		log:      opts.Logger,
+		bans:     bans,
 		refusals: refusals,
 		conns:    make(chan net.Conn),
 		closed:   make(chan struct{}),
@@ -190,11 +204,15 @@ func (l *listener) run(ctx context.Context) error {
 }
 
 func (l *listener) shake(ctx context.Context, raw net.Conn) {
-	c, err := secure(ctx, tls.Server(raw, l.tls))
+	c, err := secure(ctx, raw, tls.Server, l.tls)
 	if err != nil {
 		if ctx.Err() == nil {
 			l.refusals.warn("addr", raw.RemoteAddr(), "err", err)
 		}
+		raw.Close()
+		return
+	}
+	if l.bans.has(nameAt(c.RemoteAddr()), time.Now()) {
 		raw.Close()
 		return
 	}

@@ -1,8 +1,8 @@
 package torrent
 
 import (
-	"crypto/sha256"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -19,11 +19,7 @@ import (
 // TestInfo: the info dictionary and the info hash of an object never change.
 // Nodes of different versions would not meet otherwise.
 func TestInfo(t *testing.T) {
-	o := piece.Object{Size: 5<<20 + 7, PieceLength: piece.MinLength}
-	for i := range o.Digest {
-		o.Digest[i], o.Root[i] = byte(i), 'A'+byte(i)
-	}
-	got, err := infoOf(o)
+	got, err := infoOf(p2ptest.Tree(p2ptest.Bytes(5*piece.MinLength+7, 1)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +32,7 @@ func TestInfo(t *testing.T) {
 		t.Errorf("the info dictionary is\n%q\nand not, as in %s,\n%q", got, golden, want)
 	}
 	hash := infohash_v2.HashBytes(got)
-	if got, want := hash.HexString(), "4aea84ff71e918d2875634dd361c7e15ec48e44369470e4e353fb8222964eb3e"; got != want {
+	if got, want := hash.HexString(), "3a116da7c7a9487ac994e4a8df73ba38a1983b233b61e9f5646521de8e19f568"; got != want {
 		t.Errorf("the info hash is %s, want %s", got, want)
 	}
 }
@@ -51,7 +47,7 @@ func TestBEP52(t *testing.T) {
 			data := p2ptest.Bytes(size, 3)
 			tree := p2ptest.Tree(data)
 			o := tree.Object()
-			b, err := infoOf(o)
+			b, err := infoOf(tree)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -61,7 +57,7 @@ func TestBEP52(t *testing.T) {
 				t.Fatal(err)
 			}
 			files := info.UpvertedFiles()
-			if !info.HasV2() || info.HasV1() || info.BestName() != o.Digest.Hex() || info.PieceLength != o.PieceLength ||
+			if !info.HasV2() || len(info.Pieces) != o.Pieces()*metainfo.HashSize || info.BestName() != o.Digest.Hex() || info.PieceLength != o.PieceLength ||
 				info.TotalLength() != size || info.NumPieces() != o.Pieces() || len(files) != 1 || [32]byte(files[0].PiecesRoot.Unwrap()) != o.Root {
 				t.Errorf("parsed as %+v", info)
 			}
@@ -89,27 +85,23 @@ func TestBEP52(t *testing.T) {
 				if got := tree.Hash(i); string(got[:]) != string(want) {
 					t.Errorf("piece %d has hash %x, want %x", i, got, want)
 				}
+				if got := info.Piece(i).V1Hash().Unwrap(); string(got[:]) != string(want[:metainfo.HashSize]) {
+					t.Errorf("piece %d has hash %s in the dictionary, want the beginning of %x", i, got, want)
+				}
 			}
 		})
 	}
 }
 
-// TestPeerAddr: the address that stands for a name is a unique local one, and each name has its own.
+// TestPeerAddr: a name stands for itself, and is nothing that the engine could take for an IP address.
 func TestPeerAddr(t *testing.T) {
-	seen := make(map[string]string)
-	for _, name := range []string{"", "a", "b", "node-1", "node-10", "A"} {
+	for _, name := range []string{"a", "node-1", "node-1.example", "A_b", "10-0-0-1.example"} {
 		a := peerAddr(name)
-		addr := a.String()
-		if other, ok := seen[addr]; ok {
-			t.Errorf("%q and %q have the same address", name, other)
-		}
-		seen[addr] = name
 		if nameAt(a) != name {
 			t.Errorf("%q is known as %q", name, nameAt(a))
 		}
-	}
-	h := sha256.Sum256([]byte("node-1"))
-	if want := fmt.Sprintf("[fd%02x:", h[0]); peerAddr("node-1").String()[:6] != want {
-		t.Errorf("%s does not begin with %s", peerAddr("node-1"), want)
+		if host, port, err := net.SplitHostPort(a.String()); err == nil {
+			t.Errorf("%q is taken for host %q and port %q", name, host, port)
+		}
 	}
 }

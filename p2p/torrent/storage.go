@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -35,7 +34,7 @@ type stored struct {
 	index int
 }
 
-var _ io.WriterTo = stored{}
+var _ storage.SelfHashing = stored{}
 
 // ReadAt reads a verified piece, for a peer.
 func (p stored) ReadAt(b []byte, off int64) (int, error) {
@@ -51,22 +50,19 @@ func (p stored) WriteAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
-// WriteTo shows the piece to the engine's own hash once all its blocks are
-// there. The holding verifies it first, against the proven tree: that decides.
-// A piece that fails is shown as no bytes at all, which cannot match, so that
-// the engine fails it too, blames its senders and asks for it again.
-func (p stored) WriteTo(w io.Writer) (int64, error) {
-	off, n := p.object.Span(p.index)
-	err := p.commit()
-	if _, wrong := errors.AsType[*piece.WrongBytesError](err); wrong {
-		return 0, nil
+// SelfHash stands for the engine's own hash once all blocks of the piece are
+// there: the holding verifies it, against the proven tree, and its word is the
+// piece's hash as the info dictionary has it. A piece that fails has none: the
+// engine asks for it again. It blames nobody, as it would for a wrong hash.
+func (p stored) SelfHash() (metainfo.Hash, error) {
+	if err := p.commit(); err != nil {
+		if _, wrong := errors.AsType[*piece.WrongBytesError](err); !wrong {
+			// The engine would ask for the piece again at once. Its locks are held here.
+			go p.writeFailed(err)
+		}
+		return metainfo.Hash{}, err
 	}
-	if err != nil {
-		// The engine would ask for the piece again at once. Its locks are held here.
-		go p.writeFailed(err)
-		return 0, err
-	}
-	return io.Copy(w, io.NewSectionReader(p.holding, off, n))
+	return shortHash(p.holding.Tree(), p.index), nil
 }
 
 func (p stored) commit() error {
@@ -82,23 +78,27 @@ func (p stored) commit() error {
 	}()
 
 	err := p.holding.Commit(p.index)
+	if err == nil && len(senders) > 0 {
+		p.verified.Add(1)
+	}
 	if wrong, ok := errors.AsType[*piece.WrongBytesError](err); ok {
 		wrong.From = strings.Join(senders, ", ")
 		p.refused.Add(1)
 		p.engine.opts.Logger.Warn("refused a piece from peers", "err", err)
+		p.accuse(p.index, senders)
 	}
 	return err
 }
 
-// MarkComplete is called when the engine's hash agreed.
+// MarkComplete is called when SelfHash has vouched for the piece.
 func (p stored) MarkComplete() error {
 	if !p.holding.Has(p.index) {
-		return fmt.Errorf("piece %d of object %s passed the engine's hash but not the holding's", p.index, p.object.Digest)
+		return fmt.Errorf("piece %d of object %s is whole for the engine but not in the holding", p.index, p.object.Digest)
 	}
 	return nil
 }
 
-// MarkNotComplete is called when the engine's hash failed, just before the
+// MarkNotComplete is called when SelfHash has failed, just before the
 // engine takes the piece for absent. It may have come from the origin
 // meanwhile; then the engine is told again.
 func (p stored) MarkNotComplete() error {

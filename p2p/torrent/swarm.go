@@ -1,6 +1,7 @@
 package torrent
 
 import (
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,12 +25,15 @@ type swarm struct {
 	object  piece.Object
 	torrent *anacrolix.Torrent
 
-	refused atomic.Int64
-	resting atomic.Bool
+	verified, refused atomic.Int64
+	resting           atomic.Bool
 
 	mu      sync.Mutex
 	senders map[int][]string // who sent blocks of a piece that is not whole yet
 	own     map[int]bool     // pieces that this swarm is committing
+
+	suspects map[int][]sentBlock // of pieces that failed, with blocks of several senders
+	urgent   map[int]bool        // pieces that a reader waits for
 
 	life sync.RWMutex // held to read while the torrent is told something
 	left bool
@@ -47,6 +51,7 @@ func (s *swarm) Want(first, last int, u p2p.Urgency) {
 		s.torrent.DownloadAll() // raises only: what is urgent stays so
 		return
 	}
+	s.hurry(first, last, u == p2p.Now)
 	for i := first; i < last; i++ {
 		if !s.holding.Has(i) {
 			s.torrent.Piece(i).SetPriority(priorities[u])
@@ -55,19 +60,36 @@ func (s *swarm) Want(first, last int, u p2p.Urgency) {
 }
 
 func (s *swarm) AddPeers(peers []tracker.Peer) {
+	now := time.Now()
+	connected := make(map[string]bool)
+	for _, c := range s.torrent.PeerConns() {
+		connected[nameAt(c.RemoteAddr)] = true
+	}
 	infos := make([]anacrolix.PeerInfo, 0, len(peers))
 	for _, p := range peers {
-		if p.Node != s.engine.opts.Identity.Name() {
+		if p.Node != s.engine.opts.Identity.Name() && !connected[p.Node] && !s.engine.bans.has(p.Node, now) {
 			infos = append(infos, anacrolix.PeerInfo{Addr: s.engine.dial.learn(p), Source: anacrolix.PeerSourceTracker})
 		}
 	}
-	s.torrent.AddPeers(infos)
+	// Each would take another's place where there is no room.
+	rand.Shuffle(len(infos), func(i, j int) { infos[i], infos[j] = infos[j], infos[i] })
+	s.torrent.AddPeers(infos[:min(len(infos), s.engine.budget.room(s.torrent))])
 }
 
 func (s *swarm) Held(i int) bool {
 	return slices.ContainsFunc(s.torrent.PeerConns(), func(c *anacrolix.PeerConn) bool {
 		return c.PeerPieces().ContainsInt(i)
 	})
+}
+
+func (s *swarm) Spread(i int) (holders, peers int) {
+	for _, c := range s.torrent.PeerConns() {
+		peers++
+		if c.PeerPieces().ContainsInt(i) {
+			holders++
+		}
+	}
+	return holders, peers
 }
 
 func (s *swarm) Stats() p2p.SwarmStats {
@@ -77,6 +99,7 @@ func (s *swarm) Stats() p2p.SwarmStats {
 		Received: st.BytesReadUsefulData.Int64(),
 		Wasted:   st.ChunksReadWasted.Int64(),
 		Sent:     st.BytesWrittenData.Int64(),
+		Verified: s.verified.Load(),
 		Refused:  s.refused.Load(),
 	}
 }
@@ -103,7 +126,9 @@ func (s *swarm) present(i int) {
 	if !own {
 		delete(s.senders, i)
 	}
+	delete(s.urgent, i)
 	s.mu.Unlock()
+	s.convict(i)
 	if !own {
 		s.alive(s.torrent.Piece(i).UpdateCompletion)
 	}
@@ -115,20 +140,6 @@ func (s *swarm) alive(f func()) {
 	defer s.life.RUnlock()
 	if !s.left {
 		f()
-	}
-}
-
-// received notes who sent a block, before it is written. The client's lock is held.
-func (e *Engine) received(ev anacrolix.ReceivedUsefulDataEvent) {
-	v, ok := e.swarms.Load(ev.Peer.Torrent())
-	if !ok {
-		return
-	}
-	s, i, name := v.(*swarm), int(ev.Message.Index), nameAt(ev.Peer.RemoteAddr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !slices.Contains(s.senders[i], name) {
-		s.senders[i] = append(s.senders[i], name)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/p2p"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/p2ptest"
@@ -43,6 +44,48 @@ func TestSwarm(t *testing.T) {
 	t.Logf("origin copies: %.3f", copies)
 	if copies > 1.3 {
 		t.Errorf("the origin sent %.2f copies to %d nodes", copies, len(nodes))
+	}
+}
+
+// TestMaxConns: nodes that may have no more than the least number of connections
+// bring all objects to each other all the same, and keep to that number while
+// there is more to want.
+func TestMaxConns(t *testing.T) {
+	w := newWorld(t)
+	w.maxConns = 1
+	var nodes []*node
+	for k := range 6 {
+		nodes = append(nodes, w.node(fmt.Sprintf("node-%d", k), 0))
+	}
+	const objects, pieces = 3, 12 // the last of which nobody has
+	holdings := make([][]*p2ptest.Holding, objects)
+	for s := range objects {
+		data := p2ptest.Bytes(pieces*piece.MinLength, uint64(s))
+		for k, n := range nodes {
+			h := partly(t, data, func(i int) bool { return i%len(nodes) == k && i < pieces-1 })
+			n.join(h, noOrigin, true)
+			holdings[s] = append(holdings[s], h)
+		}
+	}
+	ctx := soon(t)
+	for s := range objects {
+		for k, h := range holdings[s] {
+			for i := range pieces - 1 {
+				if err := h.Wait(ctx, i); err != nil {
+					t.Fatalf("node %d has %d pieces of object %d: %v", k, h.Count(), s, err)
+				}
+			}
+		}
+	}
+	for k, n := range nodes {
+		eventually(t, "a node keeps to its number of connections", func() bool {
+			conns := 0
+			for s := range objects {
+				st, _ := n.Stats(digestOf(holdings[s][k]))
+				conns += st.Peers
+			}
+			return 0 < conns && conns <= objects*torrent.Few
+		})
 	}
 }
 

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -26,14 +28,25 @@ import (
 	"github.com/spate-project/spate/p2p/tracker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if role, dir, ok := strings.Cut(os.Getenv(transferRole), " "); ok {
+		if err := transferRoles[role](dir); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", role, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A world is a mesh of real engines on loopback, with one tracker and one origin.
 type world struct {
-	t       testing.TB
-	ca      *identity.CA
-	tracker atomic.Pointer[tracker.Server]
-	origin  atomic.Int64 // bytes read from the origin
+	t        testing.TB
+	ca       *identity.CA
+	tracker  atomic.Pointer[tracker.Server]
+	origin   atomic.Int64  // bytes read from the origin
+	maxConns int           // of the nodes that are started next; 0 leaves it to the engine
+	tick     time.Duration // how often nodes that start from now on look at their peers; the usual when 0
 }
 
 func newWorld(t testing.TB) *world {
@@ -105,9 +118,12 @@ func (w *world) nodeAs(id *identity.Identity, rate int64, opts p2p.Options) *nod
 	}
 	n := &node{t: w.t, link: link.New(rate, rate), log: newLogs(w.t)}
 	opts.Logger = slog.New(slog.NewTextHandler(n.log, nil)).With("node", id.Name())
-	n.engine, err = torrent.New(torrent.Options{Identity: id, Listener: ln, Link: n.link, Logger: opts.Logger})
+	n.engine, err = torrent.New(torrent.Options{Identity: id, Listener: ln, Link: n.link, Logger: opts.Logger, MaxConns: w.maxConns})
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	if w.tick > 0 {
+		n.engine.Hasten(w.tick)
 	}
 	opts.Node, opts.Engine, opts.Tracker = id.Name(), n.engine, w
 	n.Mesh = p2p.New(opts)

@@ -49,7 +49,7 @@ func TestLiar(t *testing.T) {
 	}
 	for _, n := range nodes {
 		n.log.wait(t, "refused a piece from peers", "sent by liar)", digestOf(holdings[0]).String())
-		eventually(t, "the liar is banned", func() bool { return n.engine.Banned("liar") })
+		eventually(t, "the liar is banned", func() bool { return n.engine.Refuses("liar") })
 	}
 	for i, h := range holdings {
 		if h.Count() != 0 {
@@ -66,7 +66,7 @@ func TestLiar(t *testing.T) {
 			t.Errorf("node %d has refused no piece", i)
 		}
 		for _, honest := range []string{"seed", "node-0", "node-1", "node-2"} {
-			if n.engine.Banned(honest) {
+			if n.engine.Refuses(honest) {
 				t.Errorf("node %d has banned %s", i, honest)
 			}
 		}
@@ -91,7 +91,7 @@ func TestLiarInCrowd(t *testing.T) {
 	filled(t, data, holdings...)
 	for _, n := range nodes {
 		for k := range nodes {
-			if n.engine.Banned(fmt.Sprintf("node-%d", k)) {
+			if n.engine.Refuses(fmt.Sprintf("node-%d", k)) {
 				t.Errorf("node-%d is banned for what the liar sent", k)
 			}
 		}
@@ -163,7 +163,7 @@ func TestImpostor(t *testing.T) {
 	if err := n.Fetch(soon(t), digestOf(got), 1); err != nil {
 		t.Error(err)
 	}
-	if n.engine.Banned("honest") {
+	if n.engine.Refuses("honest") {
 		t.Error("the honest node is banned for what the impostor did")
 	}
 }
@@ -280,7 +280,7 @@ func TestCutOff(t *testing.T) {
 	}
 	for _, n := range nodes {
 		for k := range nodes {
-			if n.engine.Banned(fmt.Sprintf("node-%d", k)) {
+			if n.engine.Refuses(fmt.Sprintf("node-%d", k)) {
 				t.Errorf("node-%d is banned for what its origin did", k)
 			}
 		}
@@ -447,7 +447,7 @@ func TestFullDisk(t *testing.T) {
 			if s.Received > 2*zooSize {
 				t.Errorf("%d bytes of %d were received in vain", s.Received, int64(zooSize))
 			}
-			if s.Refused > 0 || n.engine.Banned("node-0") || n.engine.Banned("node-1") {
+			if s.Refused > 0 || n.engine.Refuses("node-0") || n.engine.Refuses("node-1") {
 				t.Error("peers are blamed for the full disk")
 			}
 			isFull.full.Store(false)
