@@ -58,12 +58,6 @@ func draw(b *strings.Builder, indent string, steps []*Step) {
 	}
 }
 
-func (c *Chain) add(what string, d digest.Digest) *Step {
-	s := &Step{What: what, Digest: d}
-	c.Steps = append(c.Steps, s)
-	return s
-}
-
 func (s *Step) add(what string, d digest.Digest) *Step {
 	below := &Step{What: what, Digest: d}
 	s.Steps = append(s.Steps, below)

@@ -150,12 +150,12 @@ func TestJunkIsBounded(t *testing.T) {
 		check        func(signing.Trusted, error) bool
 	}{
 		"only junk signatures": {
-			oci.ArtifactTypeBundle, junk(oci.ArtifactTypeBundle, many), 1 + 32,
+			oci.ArtifactTypeBundle, junk(oci.ArtifactTypeBundle, many), 2 * (1 + 32), // of the manifest, and of its index at the same time
 			func(_ signing.Trusted, err error) bool {
 				return errors.Is(err, piece.ErrNotTrusted) && strings.Contains(err.Error(), "others were not tried")
 			}},
 		"junk of other types": {
-			oci.ArtifactTypeBundle, junk("text/x", many), 1,
+			oci.ArtifactTypeBundle, junk("text/x", many), 2,
 			func(_ signing.Trusted, err error) bool {
 				return errors.Is(err, piece.ErrNotTrusted) && strings.Contains(err.Error(), "others were not looked at")
 			}},

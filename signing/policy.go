@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -66,30 +67,52 @@ func (p *Policy) Admit(ctx context.Context, repo Repository, reference string) (
 			Next:      "name the signer's public key: --key cosign.pub",
 		}
 	}
-	manifest, err := p.manifest(ctx, repo, chain)
+	desc, err := resolve(ctx, repo, reference)
 	if err != nil {
 		return Trusted{}, chain, err
 	}
-	index, err := p.index(ctx, repo, chain, manifest.Descriptor)
+	// A start storm's first seconds are requests that wait for one another
+	// behind the registry's busy link, so what can be asked at once is.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var (
+		looking  sync.WaitGroup
+		index    Document
+		indexes  []*Step
+		indexErr error
+	)
+	looking.Go(func() { index, indexes, indexErr = p.index(ctx, repo, desc) })
+	manifest, err := p.manifest(ctx, repo, chain, desc)
 	if err != nil {
-		return Trusted{}, chain, fmt.Errorf("admit %s: look for its index: %w", reference, err)
+		cancel()
+		looking.Wait()
+		return Trusted{}, chain, err
+	}
+	looking.Wait()
+	chain.Steps = append(chain.Steps, indexes...)
+	if indexErr != nil {
+		return Trusted{}, chain, fmt.Errorf("admit %s: look for its index: %w", reference, indexErr)
 	}
 	chain.Admitted = true
 	return Trusted{reference: reference, manifest: manifest, index: index}, chain, nil
 }
 
-// manifest resolves the chain's reference and returns the manifest when it is signed.
-func (p *Policy) manifest(ctx context.Context, repo Repository, chain *Chain) (Document, error) {
-	reference := chain.Reference
-	resolved, err := repo.Resolve(ctx, reference)
+func resolve(ctx context.Context, repo Repository, reference string) (ocispec.Descriptor, error) {
+	d, err := repo.Resolve(ctx, reference)
 	switch {
 	case errors.Is(err, errdef.ErrNotFound):
-		return Document{}, fmt.Errorf("admit %s: the registry has no such manifest: %w", reference, err)
+		return d, fmt.Errorf("admit %s: the registry has no such manifest: %w", reference, err)
 	case err != nil:
-		return Document{}, fmt.Errorf("admit %s: resolve it: %w", reference, err)
+		return d, fmt.Errorf("admit %s: resolve it: %w", reference, err)
 	}
-	desc := ocispec.Descriptor{MediaType: resolved.MediaType, Digest: resolved.Digest, Size: resolved.Size}
-	step := chain.add("manifest", desc.Digest)
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, nil
+}
+
+// manifest returns the manifest that desc describes, when it is signed.
+func (p *Policy) manifest(ctx context.Context, repo Repository, chain *Chain, desc ocispec.Descriptor) (Document, error) {
+	reference := chain.Reference
+	step := &Step{What: "manifest", Digest: desc.Digest}
+	chain.Steps = append(chain.Steps, step)
 	deny := func(err error, hint string) error {
 		step.refuse(err)
 		var r refusal
@@ -98,11 +121,17 @@ func (p *Policy) manifest(ctx context.Context, repo Repository, chain *Chain) (D
 		}
 		return &DeniedError{Reference: reference, Digest: desc.Digest, Rule: p.rule(), Missing: step.Why, Next: hint}
 	}
+	var (
+		looking sync.WaitGroup
+		signErr error
+	)
+	looking.Go(func() { signErr = p.signed(ctx, repo, desc, step) })
 	doc, err := fetchManifest(ctx, repo, reference, desc)
+	looking.Wait()
 	if err != nil {
 		return Document{}, deny(err, "check the registry, and how the reference was pushed")
 	}
-	if err := p.signed(ctx, repo, desc, step); err != nil {
+	if err := signErr; err != nil {
 		return Document{}, deny(err, fmt.Sprintf("sign it with `cosign sign --key cosign.key REPOSITORY@%s`, "+
 			"or name the signer's public key: --key cosign.pub", desc.Digest))
 	}
@@ -198,34 +227,47 @@ func (p *Policy) verify(ctx context.Context, bundle []byte, subject piece.Digest
 	return "", refusalf("%s", strings.Join(why, "; "))
 }
 
-// index returns the newest index of manifest that the policy trusts. It is the
-// zero Document when there is none; an error means that this is not known.
-func (p *Policy) index(ctx context.Context, repo Repository, chain *Chain, manifest ocispec.Descriptor) (Document, error) {
+// index returns the newest index of manifest that the policy trusts, and the
+// steps to it. It is the zero Document when there is none; an error means that
+// this is not known.
+func (p *Policy) index(ctx context.Context, repo Repository, manifest ocispec.Descriptor) (_ Document, steps []*Step, _ error) {
 	found, more, err := newest(ctx, repo, manifest, oci.ArtifactTypeIndex, maxIndexes)
 	if err != nil {
-		return Document{}, err
+		return Document{}, nil, err
+	}
+	none := func(why string) {
+		s := &Step{What: "index"}
+		s.refuse(errors.New(why))
+		steps = append(steps, s)
 	}
 	if len(found) == 0 {
-		chain.add("index", "").refuse(errors.New("none is attached"))
+		none("none is attached")
 	}
 	for _, desc := range found {
-		step := chain.add("index", desc.Digest)
+		step := &Step{What: "index", Digest: desc.Digest}
+		steps = append(steps, step)
+		var (
+			looking sync.WaitGroup
+			signErr error
+		)
+		looking.Go(func() { signErr = p.signed(ctx, repo, desc, step) })
 		b, _, err := fetchReferrer(ctx, repo, desc, manifest, oci.ArtifactTypeIndex, maxManifest)
+		looking.Wait()
 		if err == nil {
-			err = p.signed(ctx, repo, desc, step)
+			err = signErr
 		}
 		if err == nil {
-			return Document{Descriptor: desc, Bytes: b}, nil
+			return Document{Descriptor: desc, Bytes: b}, steps, nil
 		}
 		step.refuse(err)
 		if !isRefusal(err) {
-			return Document{}, err
+			return Document{}, steps, err
 		}
 	}
 	if more {
-		chain.add("index", "").refuse(errors.New("others were not tried"))
+		none("others were not tried")
 	}
-	return Document{}, nil
+	return Document{}, steps, nil
 }
 
 func (p *Policy) rule() string {

@@ -13,6 +13,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -51,8 +52,10 @@ type repository struct {
 	resolve func(ocispec.Descriptor) (ocispec.Descriptor, error)
 	list    func(artifactType string, found []ocispec.Descriptor) ([]ocispec.Descriptor, error)
 	fetch   func(ocispec.Descriptor, []byte) ([]byte, error)
-	fetched int // documents
-	listed  int // descriptors
+
+	mu      sync.Mutex // held by each request
+	fetched int        // documents
+	listed  int        // descriptors
 }
 
 var _ signing.Repository = (*repository)(nil)
@@ -66,6 +69,8 @@ func (r *repository) Resolve(ctx context.Context, reference string) (ocispec.Des
 }
 
 func (r *repository) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.fetched++
 	rc, err := r.store.Fetch(ctx, desc)
 	if err != nil || r.fetch == nil {
@@ -81,6 +86,8 @@ func (r *repository) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.Rea
 }
 
 func (r *repository) Referrers(ctx context.Context, desc ocispec.Descriptor, artifactType string, fn func([]ocispec.Descriptor) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	found, err := registry.Referrers(ctx, r.store, desc, artifactType)
 	if err != nil {
 		return err
