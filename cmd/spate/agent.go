@@ -16,6 +16,7 @@ import (
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p/identity"
 	"github.com/spate-project/spate/p2p/link"
+	"github.com/spate-project/spate/p2p/torrent"
 	"github.com/spate-project/spate/signing"
 	"github.com/spate-project/spate/signing/cosign"
 )
@@ -23,9 +24,8 @@ import (
 const (
 	defaultAgentData = "/var/lib/spate"
 
-	// agentMemory is what the agent's heap may grow to before the garbage
-	// collector works harder. Data lives in files; this is for what is on its
-	// way. GOMEMLIMIT overrides it.
+	// agentMemory is what --memory is by default. Data lives in files; this is
+	// for what is on its way.
 	agentMemory = 128 << 20
 )
 
@@ -61,13 +61,18 @@ func (a *app) agentCommand() *cobra.Command {
 	var (
 		listen     listenFlags
 		limits     linkFlags
+		classes    classFlags
+		memory     = ui.Bytes(agentMemory)
 		trust      trustFlags
 		remotes    remoteFlags
+		traces     traceFlags
 		data       string
 		registries []string
 		meshDir    string
 		meshListen string
 		meshAddr   string
+		zone       string
+		conns      int
 		timeout    time.Duration
 	)
 	cmd := &cobra.Command{
@@ -81,7 +86,10 @@ directory with the node's mesh certificate: %s, %s and %s. Without
 one the agent has no peers and reads everything from the registry.
 
 Other commands reach the agent over a socket in its data directory, which only
-its owner can open. --listen serves the read-only status.`,
+its owner can open. --listen serves the read-only status, and metrics for
+Prometheus at /metrics.
+
+The limits can be changed while the agent runs, by spate limit.`,
 			identity.CAFile, identity.CertFile, identity.KeyFile),
 		Example: `  spate agent --registry http://127.0.0.1:5000 --key cosign.pub
   spate agent --registry https://registry.example:5000 --key cosign.pub \
@@ -93,8 +101,9 @@ its owner can open. --listen serves the read-only status.`,
 				return err
 			}
 			opts := agent.Options{
-				Data: data, Policy: policy, Remote: remotes.options(), Trackers: registries, ReadTimeout: timeout,
+				Data: data, Policy: policy, Remote: remotes.options(), Trackers: registries, Zone: zone, MeshConns: conns, ReadTimeout: timeout,
 				Link: link.New(int64(limits.up), int64(limits.down)), Logger: a.logger(),
+				Seeding: int64(classes.seeding), Prefetch: int64(classes.prefetch), Demand: int64(classes.demand),
 			}
 			if len(policy.Verifiers) == 0 {
 				opts.Logger.Warn("no --key is given: nothing will be trusted")
@@ -122,13 +131,16 @@ its owner can open. --listen serves the read-only status.`,
 				}
 				defer opts.MeshListener.Close()
 			}
+			if opts.Tracer, err = traces.tracer(opts); err != nil {
+				return err
+			}
 			ln, err := listen.open()
 			if err != nil {
 				return err
 			}
 			defer ln.Close()
-			if os.Getenv("GOMEMLIMIT") == "" {
-				debug.SetMemoryLimit(agentMemory)
+			if memory > 0 && (os.Getenv("GOMEMLIMIT") == "" || cmd.Flags().Changed("memory")) {
+				debug.SetMemoryLimit(int64(memory))
 			}
 			ag, err := agent.New(opts)
 			if err != nil {
@@ -143,13 +155,18 @@ its owner can open. --listen serves the read-only status.`,
 	f := cmd.Flags()
 	listen.register(f, "127.0.0.1:5050")
 	limits.register(f)
+	classes.register(f, "limit-")
+	f.Var(&memory, "memory", "`size` of the heap from which on the garbage collector works harder; 0 is none; GOMEMLIMIT says it too")
 	trust.register(f)
 	remotes.register(f)
+	traces.register(f)
 	f.StringVar(&data, "data", defaultAgentData, "`directory` of the cache and the control socket")
 	f.DurationVar(&timeout, "read-timeout", 2*time.Minute, "how long a read waits for a piece before it fails")
 	f.StringArrayVar(&registries, "registry", nil, "base `URL` of a registry that introduces peers; may be repeated")
 	f.StringVar(&meshDir, "mesh", "", "`directory` with the node's mesh certificate; without it there are no peers")
 	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")
+	f.IntVar(&conns, "mesh-connections", torrent.DefaultConns, "how many connections with peers at most; each takes about 1 MiB of memory")
+	f.StringVar(&zone, "zone", "", "`name` of where this node is: peers in the same zone are preferred, one copy comes from the others")
 	f.StringVar(&meshAddr, "mesh-addr", "", "`address` that peers are told to connect to; that of --mesh-listen when empty")
 	return cmd
 }

@@ -57,10 +57,10 @@ func (l *listenFlags) open() (net.Listener, error) {
 }
 
 // linkFlags are a process's bandwidth limits.
-type linkFlags struct{ up, down ui.Bytes }
+type linkFlags struct{ up, down ui.Rate }
 
 func (l *linkFlags) register(f *pflag.FlagSet) {
-	f.Var(&l.up, "limit-up", "most `bytes` a second to send, as in 50MiB; 0 is no limit")
+	f.Var(&l.up, "limit-up", "most `bytes` a second to send, as in 50MiB or 400mbit; 0 is no limit")
 	f.Var(&l.down, "limit-down", "most `bytes` a second to receive; 0 is no limit")
 }
 

@@ -6,14 +6,16 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/spate-project/spate/cmd/internal/agent"
 )
 
 func (a *app) mountCommand() *cobra.Command {
 	var (
-		data string
-		lazy bool
+		data     string
+		lazy     bool
+		priority int
 	)
 	cmd := &cobra.Command{
 		Use:   "mount REF DIR",
@@ -34,7 +36,7 @@ an input/output error; it never returns other bytes.`,
 			}
 			c := agent.NewClient(data)
 			defer c.Close()
-			req := agent.MountRequest{Reference: args[0], Dir: dir, Lazy: lazy}
+			req := agent.MountRequest{Reference: args[0], Dir: dir, Lazy: lazy, Priority: priority}
 			if err := c.Mount(cmd.Context(), req); err != nil {
 				return err
 			}
@@ -46,7 +48,13 @@ an input/output error; it never returns other bytes.`,
 	}
 	agentFlag(cmd.Flags(), &data)
 	cmd.Flags().BoolVar(&lazy, "lazy", false, "fetch only what is read, and a little ahead of it")
+	priorityFlag(cmd.Flags(), &priority)
 	return cmd
+}
+
+// priorityFlag says what is fetched first.
+func priorityFlag(f *pflag.FlagSet, priority *int) {
+	f.IntVar(priority, "priority", 0, "what the agent fetches in the background comes in order of priority, highest first")
 }
 
 func (a *app) umountCommand() *cobra.Command {

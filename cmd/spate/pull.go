@@ -32,11 +32,12 @@ type pulled struct {
 
 func (a *app) pullCommand() *cobra.Command {
 	var (
-		data    string
-		direct  bool
-		trust   trustFlags
-		remotes remoteFlags
-		limits  linkFlags
+		data     string
+		direct   bool
+		priority int
+		trust    trustFlags
+		remotes  remoteFlags
+		limits   linkFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "pull REF DIR",
@@ -75,7 +76,7 @@ right. A file that is there already is kept when its digest is.`,
 				c := agent.NewClient(data)
 				defer c.Close()
 				tasks := newTasks(progress)
-				err = c.Pull(cmd.Context(), agent.PullRequest{Reference: args[0], Dir: dir}, func(e agent.Event) {
+				err = c.Pull(cmd.Context(), agent.PullRequest{Reference: args[0], Dir: dir, Priority: priority}, func(e agent.Event) {
 					tasks.set(e.File, e.Bytes, e.Size)
 					if e.Done {
 						tasks.done(e.File)
@@ -98,6 +99,7 @@ right. A file that is there already is kept when its digest is.`,
 	}
 	f := cmd.Flags()
 	agentFlag(f, &data)
+	priorityFlag(f, &priority)
 	f.BoolVar(&direct, "direct", false, "ask no agent: download from the registry")
 	trust.register(f)
 	remotes.register(f)
@@ -109,7 +111,7 @@ right. A file that is there already is kept when its digest is.`,
 func onlyWith(f *pflag.FlagSet, direct bool) error {
 	names, when := []string{"key", "plain-http", "limit-up", "limit-down"}, "only with --direct: the agent has its own"
 	if direct {
-		names, when = []string{"data"}, "not with --direct: no agent is asked"
+		names, when = []string{"data", "priority"}, "not with --direct: no agent is asked"
 	}
 	for _, name := range names {
 		if f.Changed(name) {

@@ -67,12 +67,13 @@ nothing: agents tell it again.`,
 			mux.HandleFunc("GET /spate/v1/registry", func(w http.ResponseWriter, _ *http.Request) {
 				json.NewEncoder(w).Encode(map[string]int64{"sentBytes": l.Sent(), "receivedBytes": l.Received()})
 			})
+			h := measured(mux, func() registryCounts { return countRegistry(log, reg, track, l) })
 			if err := a.announce(serving{ln.Addr().String(), data}, "registry"); err != nil {
 				return err
 			}
 			g, ctx := errgroup.WithContext(cmd.Context())
 			g.Go(func() error { return reg.Run(ctx) })
-			g.Go(func() error { return serveUntil(ctx, mux, l.Listener(ln)) })
+			g.Go(func() error { return serveUntil(ctx, h, l.Listener(ln)) })
 			return g.Wait()
 		},
 	}

@@ -69,7 +69,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.config, "config", "", "YAML `file` with flags as keys")
 	cmd.AddCommand(
 		a.demoCommand(), a.registryCommand(), a.agentCommand(), a.pushCommand(), a.pullCommand(),
-		a.verifyCommand(), a.mountCommand(), a.umountCommand(), a.statusCommand(), a.loadCommand(),
+		a.verifyCommand(), a.mountCommand(), a.umountCommand(), a.statusCommand(), a.loadCommand(), a.limitCommand(), a.liarCommand(), a.labCommand(), a.sweepCommand(),
 	)
 	return cmd
 }

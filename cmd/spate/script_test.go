@@ -58,6 +58,10 @@ func TestScripts(t *testing.T) {
 			"jsonfield":    jsonField,
 			"atmost":       atMost,
 			"waitopen":     waitOpen,
+			"waitgone":     waitGone,
+			"waitend":      waitEnd,
+			"networks":     networks,
+			"nonetwork":    noNetwork,
 			"signmanifest": signManifest,
 		},
 	})
@@ -212,6 +216,59 @@ func waitOpen(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("nobody has %s open", want)
 }
 
+// waitgone GLOB waits until no path matches.
+func waitGone(ts *testscript.TestScript, neg bool, args []string) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		paths, err := filepath.Glob(ts.MkAbs(args[0]))
+		ts.Check(err)
+		if len(paths) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s: still there after 30 s", paths)
+		}
+	}
+}
+
+// networks VAR TEXT sets VAR to the network namespaces of processes that have TEXT in their command line.
+func networks(ts *testscript.TestScript, neg bool, args []string) {
+	own, err := os.Readlink("/proc/self/ns/net")
+	ts.Check(err)
+	var found []string
+	for _, dir := range processes(ts, args[1]) {
+		if to, err := os.Readlink(filepath.Join(dir, "ns", "net")); err == nil && to != own {
+			found = append(found, to)
+		}
+	}
+	if len(found) == 0 {
+		ts.Fatalf("no process with %q is in another network namespace", args[1])
+	}
+	ts.Setenv(args[0], strings.Join(found, " "))
+}
+
+// nonetwork LIST waits until no process is in a network namespace of the list or holds one.
+func noNetwork(ts *testscript.TestScript, neg bool, args []string) {
+	list := strings.Fields(args[0])
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		left := ""
+		for _, pattern := range []string{"/proc/[0-9]*/task/*/ns/net", "/proc/[0-9]*/fd/*"} {
+			links, err := filepath.Glob(pattern)
+			ts.Check(err)
+			for _, link := range links {
+				if to, err := os.Readlink(link); err == nil && slices.Contains(list, to) {
+					left = link
+				}
+			}
+		}
+		if left == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s is of a network that should be gone", left)
+		}
+	}
+}
+
 // signmanifest REF KEY signs a manifest and nothing else, as cosign would.
 func signManifest(ts *testscript.TestScript, neg bool, args []string) {
 	ctx := context.Background()
@@ -226,13 +283,34 @@ func signManifest(ts *testscript.TestScript, neg bool, args []string) {
 
 // noprocess TEXT fails when a process has TEXT in its command line.
 func noProcess(ts *testscript.TestScript, neg bool, args []string) {
+	if dirs := processes(ts, args[0]); len(dirs) > 0 {
+		ts.Fatalf("%s is still there", dirs)
+	}
+}
+
+// waitend TEXT waits until no process has TEXT in its command line.
+func waitEnd(ts *testscript.TestScript, neg bool, args []string) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		dirs := processes(ts, args[0])
+		if len(dirs) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s: still there after 30 s", dirs)
+		}
+	}
+}
+
+// processes returns the directories in /proc of those that have text in their command line.
+func processes(ts *testscript.TestScript, text string) (dirs []string) {
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	ts.Check(err)
 	for _, path := range paths {
-		if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte(args[0])) {
-			ts.Fatalf("%s: %q", path, b)
+		if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte(text)) {
+			dirs = append(dirs, filepath.Dir(path))
 		}
 	}
+	return dirs
 }
 
 // tmpfs DIR BYTES makes a file system with little room at DIR.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spate-project/spate/cache"
 	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/cmd/internal/telemetry"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p"
 	"github.com/spate-project/spate/p2p/identity"
@@ -30,11 +31,15 @@ import (
 
 // Options of an Agent.
 type Options struct {
-	Data   string          // where the cache and the control socket are; required
-	Policy *signing.Policy // whom to trust; required, though an empty one admits nothing
-	Remote remote.Options  // how registries are reached; its Transport is replaced by one behind Link
-	Link   *link.Link      // the node's bandwidth limits; required
-	Logger *slog.Logger    // required
+	Data   string            // where the cache and the control socket are; required
+	Policy *signing.Policy   // whom to trust; required, though an empty one admits nothing
+	Remote remote.Options    // how registries are reached; its Transport is replaced by one behind Link
+	Link   *link.Link        // the node's bandwidth limits, which SetLimits changes; required
+	Logger *slog.Logger      // required
+	Tracer *telemetry.Tracer // nil: no traces; Run runs it
+
+	// Limits of classes of traffic, as SetLimits has them, in bytes a second; 0 is none.
+	Seeding, Prefetch, Demand int64
 
 	// ReadTimeout is how long a read waits for a piece, all tries together, before it fails; 2 minutes when 0.
 	ReadTimeout time.Duration
@@ -44,6 +49,8 @@ type Options struct {
 	Identity     *identity.Identity // nil: no mesh
 	MeshListener net.Listener       // required with an Identity
 	MeshAddr     string             // where peers reach it, host:port; its own address when empty
+	MeshConns    int                // connections with peers at most; the engine's default when 0
+	Zone         string             // where this node is; traffic within a zone is preferred
 }
 
 // SocketName is the control socket's name within the data directory.
@@ -57,6 +64,12 @@ type Agent struct {
 	store *cache.Store
 	mesh  *p2p.Mesh
 	peers *torrent.Engine // nil without an identity
+
+	received speedometer // of the node's link
+	metrics  *telemetry.Metrics
+
+	seeding  *link.Link // the part of the node's link that peers are reached through
+	limiting sync.Mutex // held while limits change
 
 	transport *http.Transport
 	socket    net.Listener // where control is served
@@ -77,14 +90,17 @@ func New(opts Options) (_ *Agent, err error) {
 	if err := os.MkdirAll(opts.Data, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data directory: %w", err)
 	}
+	metrics := telemetry.NewMetrics()
+	stalled := metrics.Histogram("spate_read_stall_duration_seconds", "How long each read waited that had to.", stallBounds()...)
 	store, err := cache.Open(filepath.Join(opts.Data, "cache"), cache.Options{
-		Logger: opts.Logger, FetchTimeout: opts.ReadTimeout,
+		Logger: opts.Logger, FetchTimeout: opts.ReadTimeout, OnStall: onStall(opts.Tracer, stalled),
 	})
 	if err != nil {
 		return nil, err
 	}
 	a := &Agent{
-		opts: opts, log: opts.Logger, store: store,
+		opts: opts, log: opts.Logger, store: store, metrics: metrics,
+		seeding:   opts.Link.Within(opts.Seeding, 0),
 		transport: remote.NewTransport(),
 		artifacts: make(map[string]*artifact),
 		objects:   make(map[piece.Digest]int),
@@ -101,11 +117,11 @@ func New(opts Options) (_ *Agent, err error) {
 	if a.socket, err = listen(filepath.Join(opts.Data, SocketName)); err != nil {
 		return nil, err
 	}
-	mesh := p2p.Options{Node: "alone", Logger: opts.Logger}
+	mesh := p2p.Options{Node: "alone", Zone: opts.Zone, Logger: opts.Logger, Observer: observer(opts.Tracer)}
 	if opts.Identity != nil {
 		a.peers, err = torrent.New(torrent.Options{
-			Identity: opts.Identity, Listener: opts.MeshListener, Addr: opts.MeshAddr,
-			Link: opts.Link, Logger: opts.Logger,
+			Identity: opts.Identity, Listener: opts.MeshListener, Addr: opts.MeshAddr, MaxConns: opts.MeshConns,
+			Link: a.seeding, Logger: opts.Logger,
 		})
 		if err != nil {
 			a.socket.Close()
@@ -117,6 +133,8 @@ func New(opts Options) (_ *Agent, err error) {
 		}
 	}
 	a.mesh = p2p.New(mesh)
+	telemetry.Register(metrics, a.counts, families())
+	a.mesh.SetLimits(opts.Prefetch, opts.Demand)
 	return a, nil
 }
 
@@ -129,6 +147,10 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 	a.running = ctx
 	a.mu.Unlock()
 
+	if a.opts.Tracer != nil {
+		g.Go(func() error { return a.opts.Tracer.Run(ctx) })
+	}
+	g.Go(func() error { return a.received.run(ctx, a.opts.Link.Received) })
 	g.Go(func() error { return a.store.Run(ctx) })
 	g.Go(func() error { return a.mesh.Run(ctx) })
 	if a.peers != nil {

@@ -9,6 +9,7 @@ import (
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/cmd/internal/telemetry"
 	"github.com/spate-project/spate/cmd/internal/ui"
 )
 
@@ -19,6 +20,7 @@ const (
 	mountPath   = "/spate/v1/mount"
 	unmountPath = "/spate/v1/unmount"
 	pullPath    = "/spate/v1/pull"
+	limitsPath  = "/spate/v1/limits"
 	healthPath  = "/healthz"
 )
 
@@ -27,8 +29,9 @@ const maxRequest = 64 << 10
 // A MountRequest asks for reference to be shown at Dir.
 type MountRequest struct {
 	Reference string `json:"reference"`
-	Dir       string `json:"dir"`  // absolute
-	Lazy      bool   `json:"lazy"` // fetch only what is read
+	Dir       string `json:"dir"`                // absolute
+	Lazy      bool   `json:"lazy"`               // fetch only what is read
+	Priority  int    `json:"priority,omitempty"` // of higher ones the rest is fetched first
 }
 
 // An UnmountRequest asks for the mount at Dir to be taken away.
@@ -41,7 +44,8 @@ type UnmountRequest struct {
 // answered by one JSON message a line: events, then an empty one or a failure.
 type PullRequest struct {
 	Reference string `json:"reference"`
-	Dir       string `json:"dir"` // absolute
+	Dir       string `json:"dir"`                // absolute
+	Priority  int    `json:"priority,omitempty"` // what has a higher one is fetched first
 }
 
 // A failure carries an error over the API and keeps its class.
@@ -74,6 +78,8 @@ func (f failure) status() int {
 func (a *Agent) public() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, r *http.Request) { reply(w, a.Status(), nil) })
+	mux.HandleFunc("GET "+limitsPath, func(w http.ResponseWriter, r *http.Request) { reply(w, a.Limits(), nil) })
+	mux.Handle("GET "+telemetry.MetricsPath, a.metrics.Handler())
 	mux.HandleFunc("GET "+healthPath, func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("ok\n")) })
 	return mux
 }
@@ -95,6 +101,11 @@ func (a *Agent) control() http.Handler {
 			reply(w, struct{}{}, a.Unmount(r.Context(), req))
 		}
 	})
+	mux.HandleFunc("POST "+limitsPath, func(w http.ResponseWriter, r *http.Request) {
+		if req, ok := read[LimitChange](w, r); ok {
+			reply(w, a.SetLimits(req), nil)
+		}
+	})
 	mux.HandleFunc("POST "+pullPath, func(w http.ResponseWriter, r *http.Request) {
 		if req, ok := read[PullRequest](w, r); ok {
 			a.servePull(w, r, req)
@@ -111,7 +122,7 @@ type pullMessage struct {
 
 func (a *Agent) servePull(w http.ResponseWriter, r *http.Request, req PullRequest) {
 	enc, rc := json.NewEncoder(w), http.NewResponseController(w)
-	err := a.Pull(r.Context(), req.Reference, req.Dir, func(e Event) {
+	err := a.Pull(r.Context(), req, func(e Event) {
 		enc.Encode(pullMessage{Event: &e})
 		rc.Flush()
 	})

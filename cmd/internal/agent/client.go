@@ -53,6 +53,12 @@ func (c *Client) Unmount(ctx context.Context, req UnmountRequest) error {
 	return c.call(ctx, http.MethodPost, unmountPath, req, nil)
 }
 
+// SetLimits changes the agent's limits and returns those that hold then.
+func (c *Client) SetLimits(ctx context.Context, change LimitChange) (Limits, error) {
+	var l Limits
+	return l, c.call(ctx, http.MethodPost, limitsPath, change, &l)
+}
+
 // Pull asks for a reference's files and reports how far they are.
 func (c *Client) Pull(ctx context.Context, req PullRequest, report func(Event)) error {
 	body, err := c.do(ctx, http.MethodPost, pullPath, req)

@@ -3,11 +3,13 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/spate-project/spate/cache/mount"
 	"github.com/spate-project/spate/cmd/internal/ui"
+	"github.com/spate-project/spate/p2p"
 )
 
 // lingering is how long an unmount waits for the file system to end. It may
@@ -24,7 +26,9 @@ type mounted struct {
 }
 
 // Mount shows a reference at a directory and returns when it can be read.
-func (a *Agent) Mount(ctx context.Context, req MountRequest) error {
+func (a *Agent) Mount(ctx context.Context, req MountRequest) (err error) {
+	ctx, ended := a.opts.Tracer.Start(ctx, "mount", slog.String("reference", req.Reference))
+	defer func() { ended(err) }()
 	m := &mounted{force: make(chan struct{}), done: make(chan struct{})}
 	a.mu.Lock()
 	_, taken := a.mounts[req.Dir]
@@ -44,7 +48,7 @@ func (a *Agent) Mount(ctx context.Context, req MountRequest) error {
 }
 
 func (a *Agent) mount(ctx context.Context, req MountRequest, m *mounted) error {
-	art, err := a.open(ctx, req.Reference, !req.Lazy)
+	art, err := a.open(ctx, req.Reference, p2p.JoinOptions{Fill: !req.Lazy, Priority: req.Priority})
 	if err != nil {
 		return err
 	}

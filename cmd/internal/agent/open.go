@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -29,10 +30,11 @@ type file struct {
 	object *cache.Object
 }
 
-// open admits reference and brings its objects into the mesh; with fill they
-// are fetched whole in the background. Each open is matched by one release.
-func (a *Agent) open(ctx context.Context, reference string, fill bool) (*artifact, error) {
-	admission, _, err := Admit(ctx, a.opts.Policy, a.opts.Remote, reference)
+// open admits reference and brings its objects into the mesh as fill says. Each open is matched by one release.
+func (a *Agent) open(ctx context.Context, reference string, fill p2p.JoinOptions) (*artifact, error) {
+	admitting, ended := a.opts.Tracer.Start(ctx, "admit", slog.String("reference", reference))
+	admission, _, err := Admit(admitting, a.opts.Policy, a.opts.Remote, reference)
+	ended(err)
 	if err != nil {
 		return nil, err
 	}
@@ -80,8 +82,8 @@ func (a *Agent) openAll(admission *Admission) (*artifact, error) {
 }
 
 // fetch hashes again what an earlier process left of the artifact, so that it
-// is shared and not fetched anew, and with fill has the rest fetched, file after file.
-func (a *Agent) fetch(ctx context.Context, art *artifact, fill bool) {
+// is shared and not fetched anew, and has the rest fetched where fill says so, file after file.
+func (a *Agent) fetch(ctx context.Context, art *artifact, fill p2p.JoinOptions) {
 	for _, f := range art.files {
 		if err := f.object.Recheck(ctx); err != nil {
 			if ctx.Err() == nil && !errors.Is(err, fs.ErrClosed) {
@@ -89,7 +91,7 @@ func (a *Agent) fetch(ctx context.Context, art *artifact, fill bool) {
 			}
 			return
 		}
-		if err := a.mesh.Join(f.object, p2p.JoinOptions{Fill: fill}); err != nil {
+		if err := a.mesh.Join(f.object, fill); err != nil {
 			a.log.Error("share and fill", "reference", art.reference, "file", f.Path, "err", err)
 		}
 	}

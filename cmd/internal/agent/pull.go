@@ -3,8 +3,11 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
+
+	"github.com/spate-project/spate/p2p"
 )
 
 const (
@@ -24,11 +27,14 @@ type Event struct {
 	Done  bool   `json:"done,omitempty"`
 }
 
-// Pull writes the files of reference into dir, which is made when missing.
+// Pull writes the files of req.Reference into req.Dir, which is made when missing.
 // Every byte comes through the cache, so it is verified and shared with peers.
 // A file appears under its name when it is whole. report is called from one goroutine.
-func (a *Agent) Pull(ctx context.Context, reference, dir string, report func(Event)) error {
-	art, err := a.open(ctx, reference, true)
+func (a *Agent) Pull(ctx context.Context, req PullRequest, report func(Event)) (err error) {
+	ctx, ended := a.opts.Tracer.Start(ctx, "pull", slog.String("reference", req.Reference))
+	defer func() { ended(err) }()
+	reference, dir := req.Reference, req.Dir
+	art, err := a.open(ctx, reference, p2p.JoinOptions{Fill: true, Priority: req.Priority})
 	if err != nil {
 		return err
 	}

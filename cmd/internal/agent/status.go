@@ -3,18 +3,25 @@ package agent
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spate-project/spate/cache"
 )
 
 // A Status says what a node has and does.
 type Status struct {
+	Time      time.Time        `json:"time"`               // on the node's clock
 	Node      string           `json:"node,omitempty"`     // its name in the mesh
 	MeshAddr  string           `json:"meshAddr,omitempty"` // where peers reach it
 	Artifacts []ArtifactStatus `json:"artifacts"`
+	Bans      []BanStatus      `json:"bans"`
 	Cache     cache.Stats      `json:"cache"`
 	Sent      int64            `json:"sentBytes"`     // over the node's link, all traffic
 	Received  int64            `json:"receivedBytes"` // over the node's link, all traffic
+
+	// LinkRate is what the node could receive, in bytes a second: its limit,
+	// else the most that it has received in one second so far; 0 when that is nothing.
+	LinkRate int64 `json:"linkRate"`
 }
 
 // An ArtifactStatus is one reference that a node has open. Bytes are of pieces.
@@ -30,23 +37,43 @@ type ArtifactStatus struct {
 	Peers   int64 `json:"peerBytes"`    // read from peers
 	Served  int64 `json:"servedBytes"`  // sent to peers
 	Refused int64 `json:"refusedPieces"`
+	Wasted  int64 `json:"wastedBlocks"` // from peers, that were there already
 }
 
-// An ObjectStatus is one file of an artifact.
+// An ObjectStatus is one file of an artifact, and its swarm. Bytes are of pieces.
 type ObjectStatus struct {
 	Path    string `json:"path"`
 	Digest  string `json:"digest"`
 	Size    int64  `json:"size"`
 	Present int64  `json:"presentBytes"`
 	Peers   int    `json:"peers"` // connected now
+
+	Pieces    int   `json:"pieces"`
+	Held      int   `json:"heldPieces"`    // verified
+	Drawing   int64 `json:"drawingPieces"` // that this node reads from the registry now, on behalf of all
+	Origin    int64 `json:"originBytes"`   // read from the registry
+	FromPeers int64 `json:"peerBytes"`     // read from peers
+	Served    int64 `json:"servedBytes"`   // sent to peers
+	Refused   int64 `json:"refusedPieces"`
+	Wasted    int64 `json:"wastedBlocks"` // from peers, that were there already
+}
+
+// A BanStatus is a peer that the node has nothing to do with for a while.
+type BanStatus struct {
+	Peer   string    `json:"peer"`
+	Reason string    `json:"reason"`
+	Until  time.Time `json:"until"`
 }
 
 // Status returns what the node has and does now.
 func (a *Agent) Status() Status {
 	s := Status{
+		Time:      time.Now(),
 		Artifacts: []ArtifactStatus{},
+		Bans:      a.bans(),
 		Cache:     a.store.Stats(),
 		Sent:      a.opts.Link.Sent(), Received: a.opts.Link.Received(),
+		LinkRate: a.linkRate(),
 	}
 	if a.peers != nil {
 		s.Node, s.MeshAddr = a.opts.Identity.Name(), a.peers.Addr()
@@ -69,18 +96,38 @@ func (a *Agent) artifactStatus(art *artifact) ArtifactStatus {
 	}
 	slices.Sort(st.Mounts)
 	for _, f := range art.files {
-		o := f.object.Tree().Object()
-		present := min(o.Size, int64(f.object.Progress().Present)*o.PieceLength)
-		ms, _ := a.mesh.Stats(o.Digest)
-		st.Files = append(st.Files, ObjectStatus{
-			Path: f.Path, Digest: o.Digest.String(), Size: o.Size, Present: present, Peers: ms.Peers,
-		})
+		st.Files = append(st.Files, a.objectStatus(f))
+		o := &st.Files[len(st.Files)-1]
 		st.Size += o.Size
-		st.Present += present
-		st.Origin += ms.OriginBytes
-		st.Peers += ms.Received
-		st.Served += ms.Sent
-		st.Refused += ms.Refused
+		st.Present += o.Present
+		st.Origin += o.Origin
+		st.Peers += o.FromPeers
+		st.Served += o.Served
+		st.Refused += o.Refused
+		st.Wasted += o.Wasted
 	}
 	return st
+}
+
+func (a *Agent) objectStatus(f file) ObjectStatus {
+	o, p := f.object.Tree().Object(), f.object.Progress()
+	ms, _ := a.mesh.Stats(o.Digest)
+	return ObjectStatus{
+		Path: f.Path, Digest: o.Digest.String(), Size: o.Size,
+		Present: min(o.Size, int64(p.Present)*o.PieceLength),
+		Peers:   ms.Peers,
+		Pieces:  p.Total, Held: p.Present, Drawing: ms.Drawing,
+		Origin: ms.OriginBytes, FromPeers: ms.Received, Served: ms.Sent, Refused: ms.Refused, Wasted: ms.Wasted,
+	}
+}
+
+// bans returns whom the node has banned, in the order in which they end.
+func (a *Agent) bans() []BanStatus {
+	bans := []BanStatus{}
+	if a.peers != nil {
+		for _, b := range a.peers.Bans() {
+			bans = append(bans, BanStatus(b))
+		}
+	}
+	return bans
 }

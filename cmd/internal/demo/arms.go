@@ -24,7 +24,7 @@ func (s *story) push(ctx context.Context) (err error) {
 		return err
 	}
 	start := time.Now()
-	if _, err := s.must(ctx, "push", s.model, s.ref, "--sign-key", s.path("cosign.key")); err != nil {
+	if _, err := s.spate(ctx, "push", s.model, s.ref, "--sign-key", s.keys.Sign()); err != nil {
 		return err
 	}
 	took := time.Since(start)
@@ -129,7 +129,7 @@ func (s *story) direct(ctx context.Context) error {
 		g.Go(func() error {
 			dir := s.path("direct", nodeName(i))
 			defer os.RemoveAll(dir)
-			if _, err := s.must(gctx, "pull", "--direct", s.ref, dir, "--key", s.path("cosign.pub"),
+			if _, err := s.spate(gctx, "pull", "--direct", s.ref, dir, "--key", s.keys.Verify(),
 				"--limit-up", rate, "--limit-down", rate); err != nil {
 				return err
 			}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -90,6 +89,7 @@ type story struct {
 	result Result
 
 	model    string // the source directory
+	keys     lab.Keys
 	registry *lab.Process
 	addr     string // of the registry
 	ref      string
@@ -118,41 +118,36 @@ func (s *story) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	err := filepath.WalkDir(s.model, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		info, err := os.Stat(path) // of what a link points to
-		if err == nil {
-			s.result.ModelBytes += info.Size()
-		}
+	var err error
+	if s.result.ModelBytes, err = lab.Size(s.model); err != nil {
 		return err
-	})
-	if err != nil {
-		return fmt.Errorf("measure the model: %w", err)
 	}
 	if s.opts.Model != "" {
 		if err := s.room(s.result.ModelBytes); err != nil {
 			return err
 		}
 	}
-	return s.keys()
+	var names []string
+	for i := range s.opts.Nodes + 1 { // the one that joins last too
+		names = append(names, nodeName(i))
+	}
+	s.keys, err = lab.NewKeys(s.dir, life, names)
+	return err
 }
 
 // room fails when there is no room for what the demo makes: the model, the
 // registry's copy, one copy for each node and for the one that comes last, and
 // without mounts as many again.
 func (s *story) room(size int64) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.dir, &st); err != nil {
-		return fmt.Errorf("look for room in %s: %w", s.dir, err)
+	have, err := lab.Free(s.dir)
+	if err != nil {
+		return err
 	}
 	copies := int64(s.opts.Nodes + 1)
 	if !s.opts.Mount {
 		copies *= 2
 	}
-	need, have := size*(copies+2), int64(st.Bavail)*st.Bsize
-	if have < need {
+	if need := size * (copies + 2); have < need {
 		return ui.WithHint(fmt.Errorf("the demo needs %s in %s, there are %s", ui.Size(need), s.dir, ui.Size(have)),
 			"make it smaller with --size, or set TMPDIR to a larger place")
 	}

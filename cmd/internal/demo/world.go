@@ -3,21 +3,15 @@ package demo
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/spate-project/spate/cmd/internal/agent"
 	"github.com/spate-project/spate/cmd/internal/lab"
-	"github.com/spate-project/spate/cmd/internal/ui"
-	"github.com/spate-project/spate/p2p/identity"
-	"github.com/spate-project/spate/signing/cosign"
 )
 
 const (
@@ -35,32 +29,6 @@ type node struct {
 	view    string // where its model is shown or pulled to
 	process *lab.Process
 	client  *agent.Client
-}
-
-// keys makes a signing key and a mesh CA with an identity for each node, the
-// one that joins last too.
-func (s *story) keys() error {
-	private, public, err := cosign.GenerateKeyPair(nil)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(s.path("cosign.key"), private, 0o600); err != nil {
-		return err
-	}
-	if err := os.WriteFile(s.path("cosign.pub"), public, 0o644); err != nil {
-		return err
-	}
-	ca, err := identity.NewCA("spate demo", life)
-	if err != nil {
-		return err
-	}
-	for i := range s.opts.Nodes + 1 {
-		name := nodeName(i)
-		if err := ca.Issue(s.path("mesh", name), name, life); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i+1) }
@@ -117,7 +85,7 @@ func (s *story) startNode(ctx context.Context, i int) (*node, error) {
 	var err error
 	n.process, err = s.herd.Start(lab.Command{Name: n.name, Args: []string{
 		"agent", "--data", n.data, "--listen", "127.0.0.1:0", "--registry", "http://" + s.addr,
-		"--key", s.path("cosign.pub"), "--mesh", s.path("mesh", n.name), "--mesh-listen", "127.0.0.1:0",
+		"--key", s.keys.Verify(), "--mesh", s.keys.Mesh(n.name), "--mesh-listen", "127.0.0.1:0",
 		"--limit-up", rate, "--limit-down", rate,
 	}})
 	if err != nil {
@@ -153,34 +121,14 @@ func (s *story) open(ctx context.Context, n *node) error {
 	return n.client.Pull(ctx, agent.PullRequest{Reference: s.ref, Dir: n.view}, func(agent.Event) {})
 }
 
-// spate runs this program to its end and returns its exit code and what it said.
-func (s *story) spate(ctx context.Context, args ...string) (code int, stdout, stderr []byte, err error) {
-	self, err := os.Executable()
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), "COSIGN_PASSWORD=")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	stdout, err = cmd.Output()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return exit.ExitCode(), stdout, exit.Stderr, ctx.Err()
-	}
-	return 0, stdout, nil, err
-}
-
-// must is spate that has to exit with 0; it returns what it said on standard output.
-func (s *story) must(ctx context.Context, args ...string) ([]byte, error) {
-	code, stdout, stderr, err := s.spate(ctx, args...)
-	if err == nil && code != ui.ExitDone {
-		err = fmt.Errorf("spate %s: exit code %d: %s", args[0], code, stderr)
-	}
-	return stdout, err
+// spate runs this program to its end and returns what it wrote to standard output.
+func (s *story) spate(ctx context.Context, args ...string) ([]byte, error) {
+	return s.herd.Output(ctx, lab.Command{Name: args[0], Args: args, Env: []string{"COSIGN_PASSWORD="}})
 }
 
 // load loads the model at view in a process of its own; the clock started at start.
 func (s *story) load(ctx context.Context, view string, start time.Time) (r lab.LoadResult, err error) {
-	out, err := s.must(ctx, "load", view, s.model, "--start", strconv.FormatInt(start.UnixNano(), 10), "--output", "json")
+	out, err := s.spate(ctx, "load", view, s.model, "--start", strconv.FormatInt(start.UnixNano(), 10), "--output", "json")
 	if err != nil {
 		return r, err
 	}

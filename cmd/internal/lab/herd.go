@@ -1,9 +1,12 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"sync"
 	"time"
 )
@@ -30,6 +33,12 @@ type Command struct {
 	Name string   // in errors, and of its log file, Name.log
 	Args []string // without the program's own name
 	Env  []string // added to this process's environment, as "K=V"
+
+	// Stdout receives what it writes to standard output, by one goroutine; nil is its log.
+	Stdout io.Writer
+
+	// Network is the network namespace that it runs in; nil is this process's own.
+	Network *os.File
 }
 
 // NewHerd returns an empty herd that keeps its logs in dir. When ctx ends it closes.
@@ -55,6 +64,22 @@ func (h *Herd) Start(c Command) (*Process, error) {
 	}
 	h.undo = append(h.undo, func() error { return p.Stop(grace) })
 	return p, nil
+}
+
+// Output starts a process, waits for it to end by itself, and returns what it
+// wrote to standard output. An error is as Process.Wait's. When ctx ends the process is killed.
+func (h *Herd) Output(ctx context.Context, c Command) ([]byte, error) {
+	var out bytes.Buffer
+	c.Stdout = &out
+	p, err := h.Start(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Wait(ctx); err != nil {
+		p.Kill()
+		return nil, err
+	}
+	return out.Bytes(), nil
 }
 
 // Defer has undo called once when the herd closes, before whatever came earlier

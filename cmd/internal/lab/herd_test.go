@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -179,6 +181,63 @@ func TestWait(t *testing.T) {
 	}
 }
 
+func TestOutput(t *testing.T) {
+	h := newHerd(t)
+	command := func(child string, args ...string) Command {
+		return Command{Name: child, Args: args, Env: []string{childEnv + "=" + child}}
+	}
+	if out, err := h.Output(t.Context(), command("hello", "you")); err != nil || string(out) != "hello [you]\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	_, err := h.Output(t.Context(), command("broken"))
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("Output: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := h.Output(ctx, command("stubborn")); !errors.Is(err, context.Canceled) {
+		t.Errorf("Output: %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	elsewhere := exec.Command("/proc/self/exe")
+	elsewhere.Env = append(os.Environ(), childEnv+"=stubborn")
+	elsewhere.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	if err := elsewhere.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		elsewhere.Process.Kill()
+		elsewhere.Wait()
+	})
+	network, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", elsewhere.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer network.Close()
+	h := newHerd(t)
+	for _, tt := range []struct {
+		network *os.File
+		want    string
+	}{{network, network.Name()}, {nil, "/proc/self/ns/net"}} {
+		want, err := os.Readlink(tt.want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := h.Output(t.Context(), Command{Name: "network", Env: []string{childEnv + "=network"}, Network: tt.network})
+		if got := strings.TrimSpace(string(out)); err != nil || got != want {
+			t.Errorf("it ran in %s (%v), want %s", got, err, want)
+		}
+	}
+	if _, err := h.Start(Command{Name: "nowhere", Network: os.Stdin}); err == nil {
+		t.Error("a process runs in what is no namespace")
+	}
+}
+
 func TestStop(t *testing.T) {
 	tests := []struct {
 		child string
@@ -253,6 +312,9 @@ func TestUsage(t *testing.T) {
 		u := p.Usage()
 		if u.PeakRSS < 64<<20 || u.PeakRSS > 200<<20 {
 			t.Errorf("%s: peak of %d bytes, want a little over 64 MiB", when, u.PeakRSS)
+		}
+		if u.Written > 1<<20 {
+			t.Errorf("%s: %d bytes stored of a log that has none", when, u.Written)
 		}
 		if u.CPU < 150*time.Millisecond || u.CPU > time.Minute {
 			t.Errorf("%s: %v of CPU", when, u.CPU)

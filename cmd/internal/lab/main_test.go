@@ -48,6 +48,31 @@ var children = map[string]func(args []string) error{
 		return fmt.Errorf("cannot unmount")
 	},
 	"done": func([]string) error { return nil },
+	// hello writes to both of its outputs and ends.
+	"hello": func(args []string) error {
+		fmt.Println("hello", args)
+		fmt.Fprintln(os.Stderr, "a remark")
+		return nil
+	},
+	"network": func([]string) error {
+		ns, err := os.Readlink("/proc/self/ns/net")
+		fmt.Println(ns)
+		return err
+	},
+	"sweep": func(args []string) error { return Sweep(args[0], os.Stdin) },
+	// scratch makes a directory that a sweeper waits for, fills it, and stays.
+	"scratch": func([]string) error {
+		os.Setenv(childEnv, "sweep")
+		s, err := NewScratch("lab-")
+		if err != nil {
+			return err
+		}
+		if err := fill(s.Dir); err != nil {
+			return err
+		}
+		fmt.Println("scratch", s.Dir)
+		select {}
+	},
 	// parent starts an obedient child in a herd of its own, in the directory args[0].
 	"parent": func(args []string) error {
 		h := NewHerd(context.Background(), args[0])

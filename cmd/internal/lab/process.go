@@ -31,12 +31,14 @@ type Process struct {
 	done     chan struct{} // closed when the process has ended and cmd.ProcessState is set
 	expected atomic.Bool   // the end was asked for, or reported
 	peak     atomic.Int64
+	written  atomic.Int64
 }
 
 // Usage is what a process has used.
 type Usage struct {
 	PeakRSS int64         // bytes resident at most, mapped files included
 	CPU     time.Duration // of all threads, user and system
+	Written int64         // bytes that it gave the kernel to store, write_bytes of proc_pid_io(5)
 }
 
 // start starts c and returns once it runs.
@@ -58,6 +60,9 @@ func start(c Command, dir string) (*Process, error) {
 	cmd := exec.Command(self, c.Args...)
 	cmd.Env = append(os.Environ(), c.Env...)
 	cmd.Stdout, cmd.Stderr = log, log
+	if c.Stdout != nil {
+		cmd.Stdout = c.Stdout
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p := &Process{name: c.Name, logPath: logPath, logStart: info.Size(), cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
@@ -65,8 +70,10 @@ func start(c Command, dir string) (*Process, error) {
 		// The kernel sends the parent-death signal when the thread that forked
 		// ends, so that thread stays for as long as the child does.
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
+		home, err := startIn(c.Network, cmd)
+		if home { // else the thread dies with this goroutine
+			defer runtime.UnlockOSThread()
+		}
 		started <- err
 		if err == nil {
 			p.reap()
@@ -78,11 +85,30 @@ func start(c Command, dir string) (*Process, error) {
 	return p, nil
 }
 
+// startIn starts cmd from the calling thread, to which the goroutine must be
+// locked, in a network namespace, and reports whether the thread is back in its own.
+func startIn(network *os.File, cmd *exec.Cmd) (home bool, err error) {
+	if network == nil {
+		return true, cmd.Start()
+	}
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return true, err
+	}
+	defer own.Close()
+	if err := unix.Setns(int(network.Fd()), unix.CLONE_NEWNET); err != nil {
+		return true, fmt.Errorf("enter the network namespace: %w", err)
+	}
+	err = cmd.Start()
+	return unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil, err
+}
+
 // reap waits for the end. It kills what the process left of its group before
 // the group's number can belong to another.
 func (p *Process) reap() {
 	for unix.Waitid(unix.P_PID, p.PID(), nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
+	p.written.Store(p.ioWritten())
 	unix.Kill(-p.PID(), unix.SIGKILL)
 	p.cmd.Wait()
 	close(p.done)
@@ -141,7 +167,7 @@ func (p *Process) Line(ctx context.Context, text string) (line string, err error
 }
 
 // Wait waits for the process to end by itself. The error is nil when it exited
-// with 0; otherwise it holds the end of the log.
+// with 0; otherwise it holds the end of the log and wraps an *exec.ExitError.
 func (p *Process) Wait(ctx context.Context) error {
 	select {
 	case <-p.done:
@@ -198,15 +224,24 @@ func (p *Process) Usage() Usage {
 	select {
 	case <-p.done:
 		state := p.cmd.ProcessState
-		u := Usage{PeakRSS: p.peak.Load(), CPU: state.UserTime() + state.SystemTime()}
+		u := Usage{PeakRSS: p.peak.Load(), CPU: state.UserTime() + state.SystemTime(), Written: p.written.Load()}
 		if r, ok := state.SysUsage().(*syscall.Rusage); ok && u.PeakRSS == 0 {
 			u.PeakRSS = r.Maxrss << 10
 		}
 		return u
 	default:
 		p.sample()
-		return Usage{PeakRSS: p.peak.Load(), CPU: p.cpu()}
+		return Usage{PeakRSS: p.peak.Load(), CPU: p.cpu(), Written: p.ioWritten()}
 	}
+}
+
+// ioWritten returns the bytes stored so far, 0 when the process is gone.
+func (p *Process) ioWritten() int64 {
+	io, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", p.PID()))
+	_, rest, _ := bytes.Cut(io, []byte("\nwrite_bytes: "))
+	text, _, _ := bytes.Cut(rest, []byte("\n"))
+	n, _ := strconv.ParseInt(string(text), 10, 64)
+	return n
 }
 
 // sample notes the peak so far, which the kernel forgets when the process ends.
@@ -240,7 +275,7 @@ func (p *Process) cpu() time.Duration {
 
 // ended says how the process ended, which it must have.
 func (p *Process) ended(when string) error {
-	return fmt.Errorf("%s ended %s: %v%s", p.name, when, p.cmd.ProcessState, p.tail())
+	return fmt.Errorf("%s ended %s: %w%s", p.name, when, &exec.ExitError{ProcessState: p.cmd.ProcessState}, p.tail())
 }
 
 // tail returns the end of this run's log for an error.
