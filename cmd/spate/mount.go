@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -15,6 +16,7 @@ func (a *app) mountCommand() *cobra.Command {
 	var (
 		data     string
 		lazy     bool
+		wait     bool
 		priority int
 	)
 	cmd := &cobra.Command{
@@ -30,13 +32,16 @@ an input/output error; it never returns other bytes.`,
 		Example: `  spate mount 127.0.0.1:5000/qwen:v1 /mnt/qwen`,
 		Args:    a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if lazy && wait {
+				return usage(errors.New("--wait has no end with --lazy: what nobody reads does not come"))
+			}
 			dir, err := filepath.Abs(args[1])
 			if err != nil {
 				return err
 			}
 			c := agent.NewClient(data)
 			defer c.Close()
-			req := agent.MountRequest{Reference: args[0], Dir: dir, Lazy: lazy, Priority: priority}
+			req := agent.MountRequest{Reference: args[0], Dir: dir, Lazy: lazy, Wait: wait, Priority: priority}
 			if err := c.Mount(cmd.Context(), req); err != nil {
 				return err
 			}
@@ -48,6 +53,7 @@ an input/output error; it never returns other bytes.`,
 	}
 	agentFlag(cmd.Flags(), &data)
 	cmd.Flags().BoolVar(&lazy, "lazy", false, "fetch only what is read, and a little ahead of it")
+	cmd.Flags().BoolVar(&wait, "wait", false, "return when every byte is here and verified; the mount can be read before")
 	priorityFlag(cmd.Flags(), &priority)
 	return cmd
 }

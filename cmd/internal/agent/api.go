@@ -30,6 +30,7 @@ const maxRequest = 64 << 10
 type MountRequest struct {
 	Reference string `json:"reference"`
 	Dir       string `json:"dir"`                // absolute
+	Wait      bool   `json:"wait,omitempty"`     // answer when everything is here; not with Lazy
 	Lazy      bool   `json:"lazy"`               // fetch only what is read
 	Priority  int    `json:"priority,omitempty"` // of higher ones the rest is fetched first
 }

@@ -25,7 +25,9 @@ type mounted struct {
 	done     chan struct{} // closed when it is gone
 }
 
-// Mount shows a reference at a directory and returns when it can be read.
+// Mount shows a reference at a directory and returns when it can be read, or,
+// where the request says so, when everything is here. An error while it waits
+// for that leaves the mount as it is.
 func (a *Agent) Mount(ctx context.Context, req MountRequest) (err error) {
 	ctx, ended := a.opts.Tracer.Start(ctx, "mount", slog.String("reference", req.Reference))
 	defer func() { ended(err) }()
@@ -43,6 +45,14 @@ func (a *Agent) Mount(ctx context.Context, req MountRequest) (err error) {
 	if err := a.mount(ctx, req, m); err != nil {
 		a.forget(req.Dir, m)
 		return err
+	}
+	if !req.Wait {
+		return nil
+	}
+	for _, f := range m.artifact.files {
+		if err := f.whole(ctx); err != nil {
+			return fmt.Errorf("wait for the rest of %s, mounted at %s: %s: %w", req.Reference, req.Dir, f.Path, err)
+		}
 	}
 	return nil
 }

@@ -30,6 +30,16 @@ type file struct {
 	object *cache.Object
 }
 
+// whole returns when every piece of f is here.
+func (f file) whole(ctx context.Context) error {
+	for i := range f.object.Tree().Object().Pieces() {
+		if err := f.object.Wait(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // open admits reference and brings its objects into the mesh as fill says. Each open is matched by one release.
 func (a *Agent) open(ctx context.Context, reference string, fill p2p.JoinOptions) (*artifact, error) {
 	admitting, ended := a.opts.Tracer.Start(ctx, "admit", slog.String("reference", reference))

@@ -84,31 +84,13 @@ func load(ctx context.Context, n *node, s *storm, start time.Time) error {
 	return nil
 }
 
-// wholeEvery is how often a fetch looks whether all is there.
-const wholeEvery = 50 * time.Millisecond
-
 // fetch has the agent bring the model into its cache and nothing else.
 func fetch(ctx context.Context, n *node, s *storm, _ time.Time) error {
-	if err := n.client.Mount(ctx, agent.MountRequest{Reference: n.ref, Dir: n.view}); err != nil {
+	if err := n.client.Mount(ctx, agent.MountRequest{Reference: n.ref, Dir: n.view, Wait: true}); err != nil {
 		return err
 	}
-	tick := time.NewTicker(wholeEvery)
-	defer tick.Stop()
-	for {
-		st, err := n.client.Status(ctx)
-		if err != nil {
-			return err
-		}
-		if len(st.Artifacts) == 1 && st.Artifacts[0].Present == st.Artifacts[0].Size {
-			n.ready = s.since()
-			return n.client.Unmount(ctx, agent.UnmountRequest{Dir: n.view})
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
+	n.ready = s.since()
+	return n.client.Unmount(ctx, agent.UnmountRequest{Dir: n.view})
 }
 
 // persist goes through a phase, again when the node was killed in it.

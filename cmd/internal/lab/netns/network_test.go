@@ -159,10 +159,10 @@ func TestLinksAreShaped(t *testing.T) {
 		downBurst, downWait int64
 	}{
 		// 5 ms at 12.5 MB/s are 62500 bytes, less than the least burst; 50 ms are 625000.
-		{Link{Up: 12.5e6, Down: 12.5e6}, 64 << 10, 625000, 64 << 10, 625000},
+		{Link{Up: 12.5e6, Down: 12.5e6}, 128 << 10, 625000, 128 << 10, 625000},
 		{Link{Up: 31.25e6, Down: 1.25e9}, 156250, 1562500, 256 << 10, 62500000},
 		{Link{}, 0, 0, 0, 0},
-		{Link{Up: 1.25e6}, 64 << 10, 62500, 0, 0},
+		{Link{Up: 1.25e6}, 128 << 10, 62500, 0, 0},
 	}
 	for i, tt := range tests {
 		h := add(t, n, fmt.Sprintf("host-%d", i), tt.link)
