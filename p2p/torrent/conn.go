@@ -129,7 +129,7 @@ func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		d.refusals.warn("peer", p.Node, "addr", p.Addr, "err", err)
 		return nil, err
 	}
-	var nd net.Dialer
+	nd := net.Dialer{Control: limitUnsent}
 	raw, err := d.link.Dial(nd.DialContext)(ctx, "tcp", p.Addr)
 	if err != nil {
 		return nil, err

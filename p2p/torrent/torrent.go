@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	g "github.com/anacrolix/generics"
@@ -41,9 +42,10 @@ const (
 	// more memory, at 64 KiB a tenth more CPU.
 	blockSize = 128 << 10
 
-	// queue is how many requests a peer may have open with this node: 4 MiB.
-	// A deeper queue makes an urgent request wait longer.
-	queue = 32
+	// queue is how many requests a peer may have open with this node: 1 MiB. A
+	// deeper queue makes an urgent request wait longer, and binds blocks to one
+	// peer that others could send sooner by then.
+	queue = 8
 
 	// readAhead is how much is held in memory to be sent to a peer next.
 	readAhead = 2 * blockSize
@@ -121,6 +123,15 @@ func New(opts Options) (*Engine, error) {
 	e.overhear(&cfg.Callbacks)
 	e.budget.keep(&cfg.Callbacks)
 
+	if sc, ok := opts.Listener.(syscall.Conn); ok {
+		raw, err := sc.SyscallConn()
+		if err == nil {
+			err = limitUnsent("", "", raw)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("start the mesh engine: %w", err)
+		}
+	}
 	var err error
 	if e.client, err = anacrolix.NewClient(cfg); err != nil {
 		return nil, fmt.Errorf("start the mesh engine: %w", err)

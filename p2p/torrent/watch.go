@@ -108,9 +108,28 @@ func (e *Engine) watchPeers(ctx context.Context) {
 				}
 				c.peer.Close()
 			}
+			e.part()
 		}
 		e.evict(time.Now())
 	}
+}
+
+// part closes the connections of nodes that have nothing to give each other any
+// more. The engine does that only for a peer that has lost interest by the time
+// it tells of its last piece; ours tell of the piece first.
+func (e *Engine) part() {
+	e.swarms.Range(func(_, v any) bool {
+		s := v.(*swarm)
+		if !s.torrent.Complete().Bool() {
+			return true
+		}
+		for _, c := range s.torrent.PeerConns() {
+			if c.PeerPieces().GetCardinality() == uint64(s.object.Pieces()) {
+				c.Close()
+			}
+		}
+		return true
+	})
 }
 
 // look returns the connections of which blocks were ever asked, as they are now.
