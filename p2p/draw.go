@@ -225,23 +225,38 @@ func (mb *member) progressed() {
 	mb.dry = time.Time{}
 }
 
+// patience is how long a fill waits for peers: less where no right piece came
+// from any of them lately, as when a starter meets nodes that say they hold
+// everything.
+func (m *Mesh) patience(now time.Time) time.Duration {
+	if now.Sub(time.Unix(0, m.heard.Load())) > m.opts.Patience {
+		return m.opts.Patience / 5
+	}
+	return m.opts.Patience
+}
+
 // neglected claims an absent piece that the fill should draw from the origin
 // although it got no lease: peers have sent nothing for too long, whatever they
 // are said to hold. So neither a tracker that is gone nor a node that lies about
 // what it holds ends a fill. Once peers kept it waiting for Options.Patience,
 // the fill waits less for them: least for pieces that no peer of its own holds.
 func (m *Mesh) neglected(mb *member) (i int, ok bool) {
-	received := int64(0)
+	received, verified := int64(0), int64(0)
 	if sw := mb.in(); sw != nil {
-		received = sw.Stats().Received
+		st := sw.Stats()
+		received, verified = st.Received, st.Verified
 	}
 	now := time.Now()
 	mb.mu.Lock()
+	if verified != mb.verified {
+		mb.verified = verified
+		m.heard.Store(now.UnixNano())
+	}
 	if mb.dry.IsZero() || received != mb.received {
 		mb.dry, mb.received = now, received
 	}
 	silent := now.Sub(mb.dry)
-	if silent >= m.opts.Patience && !mb.wary {
+	if silent >= m.patience(now) && !mb.wary {
 		mb.wary = true
 		m.log.Warn("peers send nothing; the fill turns to the origin, whatever they are said to hold", "object", mb.object.Digest)
 	}

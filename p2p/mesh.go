@@ -52,6 +52,8 @@ type Mesh struct {
 
 	prefetch, demanded limit // of what fills and Fetches bring
 
+	heard atomic.Int64 // when a fill last saw that peers had sent right pieces, in Unix nanoseconds
+
 	mu      sync.Mutex
 	members map[piece.Digest]*member
 	past    Stats         // of members that left
@@ -96,6 +98,7 @@ type member struct {
 	failures int            // draws that failed in a row
 	dry      time.Time      // since when the fill has got no lease and nothing from peers; zero when it has
 	received int64          // from peers, by then
+	verified int64          // pieces from peers, by then
 	wary     bool           // peers did not send what they are said to hold once
 }
 

@@ -171,7 +171,7 @@ func TestShared(t *testing.T) {
 		for _, n := range nodes {
 			n.join(t, o, true)
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(1500 * time.Millisecond)
 		if want := int64(size - 8*piece.MinLength); o.sent.Load() != want {
 			t.Errorf("the origin sent %d bytes, want %d", o.sent.Load(), want)
 		}

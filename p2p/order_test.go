@@ -23,10 +23,14 @@ func TestPriority(t *testing.T) {
 			mu    sync.Mutex
 			order []string
 		)
-		n := p2p.New(p2p.Options{Node: "a", LeaseWorkers: 1, Logger: quiet()})
+		n := startNode(t, p2p.Options{Node: "a", LeaseWorkers: 1, Logger: quiet()})
+		open := make(chan struct{})
 		join := func(name string, seed uint64, opts p2p.JoinOptions) *p2ptest.Holding {
 			content := p2ptest.Bytes(piece.MinLength, seed)
 			opts.Origin = p2p.OriginFunc(func(ctx context.Context, off, length int64) (io.ReadCloser, error) {
+				if name == "gate" {
+					<-open
+				}
 				mu.Lock()
 				defer mu.Unlock()
 				order = append(order, name)
@@ -38,6 +42,8 @@ func TestPriority(t *testing.T) {
 			}
 			return h
 		}
+		// The one worker is held up until all have joined and are announced.
+		join("gate", 10, p2p.JoinOptions{Fill: true, Priority: 9})
 		last := join("last", 11, p2p.JoinOptions{Fill: true, Priority: -1})
 		join("second", 12, p2p.JoinOptions{Fill: true})
 		raised := join("first", 13, p2p.JoinOptions{})
@@ -48,13 +54,11 @@ func TestPriority(t *testing.T) {
 		if err := n.Join(last, p2p.JoinOptions{Priority: 9}); err != nil { // of no fill: changes nothing
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		var run sync.WaitGroup
-		run.Go(func() { n.Run(ctx) })
+		time.Sleep(5 * time.Second)
+		close(open)
 		time.Sleep(time.Minute)
-		cancel()
-		run.Wait()
-		if want := []string{"first", "second", "third", "last"}; !slices.Equal(order, want) {
+		n.stop()
+		if want := []string{"gate", "first", "second", "third", "last"}; !slices.Equal(order, want) {
 			t.Errorf("filled in the order %v, want %v", order, want)
 		}
 	})

@@ -104,7 +104,7 @@ func TestLiar(t *testing.T) {
 			n.join(t, o, true)
 			nodes = append(nodes, n)
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(1500 * time.Millisecond)
 		if o.sent.Load() != 0 {
 			t.Error("the tracker's word counts for nothing")
 		}
