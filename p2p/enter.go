@@ -10,11 +10,12 @@ import (
 // How many of the objects that are to be filled are in their swarms at a time:
 // the first few that are not whole, in order. A swarm costs the engine memory
 // for each piece that is absent and for each connection, and a model may have
-// a million pieces in fifty files.
+// a million pieces in fifty files. Fewer swarms at a time would leave nothing to do
+// where one ends; more share out connections too thinly.
 const (
-	windowBytes = 256 << 20
-	windowLeast = 3
-	windowMost  = 12
+	windowBytes = 128 << 20
+	windowLeast = 2
+	windowMost  = 6
 )
 
 // refusal is how long an object that the engine would not take does without it.
