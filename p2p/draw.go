@@ -144,25 +144,33 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	}
 }
 
-// leaveToPeers gives a lease back whose pieces connected peers hold, as a
-// tracker gives it that has restarted and not heard of them yet: they send them
-// as well, unless they failed to before.
+// leaveToPeers gives those pieces of a lease back that connected peers hold, as
+// a tracker gives them that has restarted and not heard of them yet: peers send
+// them as well, unless they failed to before. What is left are consecutive
+// pieces, as in every lease.
 func (mb *member) leaveToPeers(l tracker.Lease) tracker.Lease {
 	if mb.isWary() {
 		return l
 	}
+	first, count := l.First, 0
 	for i := l.First; i < l.First+l.Count; i++ {
-		if !mb.held(i) {
-			return l
+		switch {
+		case mb.held(i):
+		case count == 0:
+			first, count = i, 1
+		case i == first+count:
+			count++
 		}
 	}
-	mb.release(l.First, l.Count)
 	mb.mu.Lock()
 	defer mb.mu.Unlock()
 	for i := l.First; i < l.First+l.Count; i++ {
-		mb.report(i, false)
+		if i < first || i >= first+count {
+			delete(mb.drawing, i)
+			mb.report(i, false)
+		}
 	}
-	l.Count = 0
+	l.First, l.Count = first, count
 	return l
 }
 

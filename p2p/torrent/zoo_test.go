@@ -315,7 +315,7 @@ func TestTrackerRestarts(t *testing.T) {
 	filled(t, data, holdings...)
 	copies := float64(w.origin.Load()) / zooSize
 	t.Logf("the origin sent %.2f copies", copies)
-	if copies > 1.5 {
+	if copies > 1.7 { // three without peers, two if all were drawn anew
 		t.Error("the peers were not asked for what they hold")
 	}
 }
