@@ -163,7 +163,7 @@ func (j *judge) tricklers(owing map[string]record) map[string]bool {
 			continue
 		}
 		// Blocks count, and of what else came as much as one that is on its way.
-		found[name] = r.data+min(blockSize, r.bytes-r.data) < tricklingTicks*j.absurd
+		found[name] = r.data+min(BlockSize, r.bytes-r.data) < tricklingTicks*j.absurd
 		delete(j.names, name)
 	}
 	return found

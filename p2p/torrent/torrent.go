@@ -37,10 +37,10 @@ import (
 )
 
 const (
-	// blockSize is what one request asks for; every node of a mesh uses the same
+	// BlockSize is what one request asks for, in bytes; every node of a mesh uses the same
 	// value. At 256 KiB a transfer costs as much CPU and a connection half a MiB
 	// more memory, at 64 KiB a tenth more CPU.
-	blockSize = 128 << 10
+	BlockSize = 128 << 10
 
 	// queue is how many requests a peer may have open with this node: 1 MiB. A
 	// deeper queue makes an urgent request wait longer, and binds blocks to one
@@ -48,7 +48,7 @@ const (
 	queue = 8
 
 	// readAhead is how much is held in memory to be sent to a peer next.
-	readAhead = 2 * blockSize
+	readAhead = 2 * BlockSize
 
 	// maxPeers bounds the connections of one swarm.
 	maxPeers = 50
@@ -186,7 +186,7 @@ func (e *Engine) Join(h p2p.Holding) (p2p.Swarm, error) {
 		InfoHash:   metainfo.HashBytes(info),
 		InfoHashV2: g.Some(infohash_v2.HashBytes(info)), InfoBytes: info,
 		Storage:   s,
-		ChunkSize: pp.Integer(min(blockSize, o.PieceLength)),
+		ChunkSize: pp.Integer(min(BlockSize, o.PieceLength)),
 	}
 	if layer := h.Tree().Layer(); layer != nil {
 		opts.PieceLayers = map[string]string{string(o.Root[:]): string(layer)}

@@ -6,6 +6,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"github.com/spate-project/spate/p2p/torrent"
 )
 
 // A Result is what an experiment measured. Times are in seconds from the moment
@@ -93,9 +95,6 @@ const (
 	// busiest is the share of the CPUs from which on the machine, not the links, is measured.
 	busiest = 0.80
 
-	// blockSize is the bytes that agents ask of each other at once.
-	blockSize = 256 << 10
-
 	// fullest is the share of its link that a lone download must reach. Packet
 	// headers take 4.4 % of it; a slower one makes the bound too easy.
 	fullest = 0.90
@@ -134,7 +133,7 @@ func (r *Result) figures(name string, run Sample) Figures {
 		cpu += n.CPUSeconds
 		written += float64(n.WrittenBytes)
 		wasted += float64(n.WastedBlocks)
-		useful += float64(n.PeerBytes) / blockSize
+		useful += float64(n.PeerBytes) / torrent.BlockSize
 		received += float64(n.Received)
 		f.FirstByte = max(f.FirstByte, n.FirstByte)
 		f.PeakRSSBytes = max(f.PeakRSSBytes, n.PeakRSSBytes)

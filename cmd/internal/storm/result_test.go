@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spate-project/spate/p2p/torrent"
 )
 
 // options returns valid options.
@@ -95,7 +97,7 @@ func TestFigures(t *testing.T) {
 	s.Nodes[1].ServedBytes = 0
 	s.Nodes[2].FirstByte = 0.25
 	for i := range s.Nodes {
-		s.Nodes[i].PeerBytes, s.Nodes[i].Received = 99*blockSize, 102e6
+		s.Nodes[i].PeerBytes, s.Nodes[i].Received = 99*torrent.BlockSize, 102e6
 	}
 	s.Nodes[0].WastedBlocks = 4
 	s.Prefetch = 0
