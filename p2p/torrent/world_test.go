@@ -309,3 +309,15 @@ func (l *logs) wait(t testing.TB, words ...string) {
 		}
 	}
 }
+
+// nobodyBanned fails where a node, of those named node-0, node-1 and so on, has banned another.
+func nobodyBanned(t *testing.T, nodes []*node) {
+	t.Helper()
+	for _, n := range nodes {
+		for k := range nodes {
+			if n.engine.Refuses(fmt.Sprintf("node-%d", k)) {
+				t.Errorf("node-%d is banned, who is honest", k)
+			}
+		}
+	}
+}

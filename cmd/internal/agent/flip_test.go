@@ -2,12 +2,10 @@ package agent
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"maps"
-	"net"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -148,26 +146,11 @@ func push(t *testing.T, source, ref string) *signing.Policy {
 // pullOnce runs an agent of its own for one pull.
 func pullOnce(t *testing.T, data string, policy *signing.Policy, ref, to string) error {
 	t.Helper()
-	a, err := New(Options{Data: data, Policy: policy, Link: link.New(0, 0), Logger: quiet()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- a.Run(ctx, ln) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	_, _, end := running(t, Options{Data: data, Policy: policy, Link: link.New(0, 0)})
+	defer end()
 	c := NewClient(data)
 	defer c.Close()
-	return c.Pull(ctx, PullRequest{Reference: ref, Dir: to}, func(Event) {})
+	return c.Pull(t.Context(), PullRequest{Reference: ref, Dir: to}, func(Event) {})
 }
 
 // storedFiles returns the files below dir that hold bytes.

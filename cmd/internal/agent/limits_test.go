@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"context"
 	"encoding/json"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -18,24 +16,8 @@ import (
 func TestLimits(t *testing.T) {
 	data := filepath.Join(t.TempDir(), "data")
 	l := link.New(1, 2)
-	a, err := New(Options{
-		Data: data, Policy: &signing.Policy{}, Link: l, Logger: quiet(), Seeding: 3, Prefetch: 4, Demand: 5,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- a.Run(ctx, ln) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+	a, _, _ := running(t, Options{
+		Data: data, Policy: &signing.Policy{}, Link: l, Seeding: 3, Prefetch: 4, Demand: 5,
 	})
 	c := NewClient(data)
 	t.Cleanup(c.Close)
@@ -51,7 +33,7 @@ func TestLimits(t *testing.T) {
 		{LimitChange{Prefetch: n(-1), Demand: n(50)}, Limits{10, 0, 30, 0, 50}},
 		{LimitChange{}, Limits{10, 0, 30, 0, 50}},
 	} {
-		got, err := c.SetLimits(ctx, test.change)
+		got, err := c.SetLimits(t.Context(), test.change)
 		if err != nil || got != test.want || a.Limits() != test.want {
 			t.Errorf("%+v, %v, want %+v", got, err, test.want)
 		}

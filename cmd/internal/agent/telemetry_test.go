@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"context"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -56,27 +54,11 @@ func watchAgent(t *testing.T, tracer *telemetry.Tracer) *watched {
 		w.size += int64(len(b))
 	}
 	policy := push(t, source, w.ref)
-	w.Agent, err = New(Options{
-		Data: filepath.Join(dir, "node"), Policy: policy, Link: link.New(0, 0), Logger: quiet(), Tracer: tracer,
+	var addr string
+	w.Agent, addr, w.end = running(t, Options{
+		Data: filepath.Join(dir, "node"), Policy: policy, Link: link.New(0, 0), Tracer: tracer,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.url = "http://" + ln.Addr().String()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- w.Run(ctx, ln) }()
-	w.end = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(w.end)
+	w.url = "http://" + addr
 	w.get(t, healthPath) // it runs
 	return w
 }
