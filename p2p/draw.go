@@ -178,14 +178,16 @@ func (mb *member) leaveToPeers(l tracker.Lease) tracker.Lease {
 // half of its peers hold yet.
 func (mb *member) backlog() int {
 	mb.mu.Lock()
-	defer mb.mu.Unlock()
-	if mb.swarm == nil {
-		return 0
+	sw, fresh := mb.swarm, slices.Clone(mb.fresh)
+	mb.mu.Unlock()
+	spread := make(map[int]bool)
+	for _, i := range fresh { // without the lock, which readers need: the engine has its own
+		holders, peers := sw.Spread(i)
+		spread[i] = 2*holders >= peers
 	}
-	mb.fresh = slices.DeleteFunc(mb.fresh, func(i int) bool {
-		holders, peers := mb.swarm.Spread(i)
-		return 2*holders >= peers
-	})
+	mb.mu.Lock()
+	defer mb.mu.Unlock()
+	mb.fresh = slices.DeleteFunc(mb.fresh, func(i int) bool { return spread[i] })
 	return len(mb.fresh)
 }
 

@@ -144,8 +144,7 @@ type JoinOptions struct {
 // Join brings h's object into the mesh: what it holds is shared, what it lacks
 // is fetched into it. Joining an object that is in the mesh already may turn
 // Fill on, which may raise its Priority, shares what it holds by now, and
-// changes nothing else. An object of
-// no bytes needs no mesh, and Join does nothing.
+// changes nothing else. An object of no bytes needs no mesh, and Join does nothing.
 func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	o := h.Tree().Object()
 	if o.Pieces() == 0 {

@@ -55,6 +55,7 @@ var heavy = map[string]string{
 	"github.com/prometheus/":       "cmd/internal/telemetry",
 	"go.opentelemetry.io/":         "cmd/internal/telemetry",
 	"github.com/vbauerster/mpb/v8": "cmd/internal/ui",
+	"github.com/vishvananda/":      "cmd/internal/lab/netns",
 }
 
 // TestImports holds the table of rooms for everything but tests, and that each

@@ -64,12 +64,6 @@ func (v view) count() int {
 	return open
 }
 
-// live reports whether piece i is leased to some node.
-func (v view) live(i int, now time.Time) bool {
-	l := v.leases[i]
-	return l.node != "" && now.Before(l.until)
-}
-
 // returned reports whether piece i was given back.
 func (v view) returned(i int) bool {
 	l, ok := v.leases[i]
@@ -77,14 +71,14 @@ func (v view) returned(i int) bool {
 }
 
 func (v view) fresh(i int, now time.Time) bool {
-	return !v.held(i) && !v.live(i, now) && !v.returned(i)
+	return !v.held(i) && !v.leases[i].live(now) && !v.returned(i)
 }
 
 // grant leases up to r.Max consecutive pieces and returns them, or when to ask again.
 func (v view) grant(r LeaseRequest, now, until time.Time) (l Lease) {
 	most := r.Max
 	if r.Want >= 0 {
-		if v.live(r.Want, now) && v.leases[r.Want].node != r.Node || v.held(r.Want) && !r.Unheld {
+		if have := v.leases[r.Want]; have.live(now) && have.node != r.Node || v.held(r.Want) && !r.Unheld {
 			return l
 		}
 		l.First = r.Want
@@ -133,10 +127,8 @@ func (v view) next(now time.Time) (first int, ok bool) {
 // turn returns how many pieces the asking node may draw now, or, when others
 // come first, none and when it asks again.
 func (v view) turn(r LeaseRequest, now time.Time) (most int, again Seconds) {
-	if v.since.IsZero() || now.Sub(v.since) >= measured {
-		if !v.since.IsZero() {
-			v.rate = float64(v.drawn) / now.Sub(v.since).Seconds()
-		}
+	if elapsed := now.Sub(v.since); elapsed >= measured {
+		v.rate = float64(v.drawn) / elapsed.Seconds() // of a new swarm 0: nothing is drawn yet
 		v.drawn, v.since = 0, now
 	}
 	m := v.members[r.Node]
@@ -150,7 +142,7 @@ func (v view) turn(r LeaseRequest, now time.Time) (most int, again Seconds) {
 	}
 	leased := 0
 	for _, l := range v.leases {
-		if l.node != "" && now.Before(l.until) {
+		if l.live(now) {
 			leased++
 		}
 	}

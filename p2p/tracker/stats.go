@@ -20,7 +20,7 @@ func (s *Server) Stats() Stats {
 	for _, sw := range s.swarms {
 		st.Open += sw.open
 		for _, l := range sw.leases {
-			if l.node != "" && now.Before(l.until) {
+			if l.live(now) {
 				st.Leases++
 			}
 		}

@@ -47,6 +47,9 @@ type lease struct {
 	until time.Time // when it passes to another asker, or when it was given back
 }
 
+// live reports whether a node may draw the piece, and nobody else.
+func (l lease) live(now time.Time) bool { return l.node != "" && now.Before(l.until) }
+
 func newSwarm(pieces int) *swarm {
 	return &swarm{
 		pieces: pieces, open: pieces,
@@ -123,7 +126,7 @@ func (sw *swarm) leave(node string) {
 
 // expire drops leases that are over.
 func (sw *swarm) expire(now time.Time) {
-	maps.DeleteFunc(sw.leases, func(_ int, l lease) bool { return l.node != "" && !now.Before(l.until) })
+	maps.DeleteFunc(sw.leases, func(_ int, l lease) bool { return l.node != "" && !l.live(now) })
 }
 
 // check reports whether r names pieces of this swarm.
