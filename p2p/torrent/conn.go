@@ -36,16 +36,15 @@ func nameAt(addr fmt.Stringer) string {
 	return addr.String()
 }
 
-// A conn is a connection to a known peer.
-type conn struct {
+// A peerConn is a connection to a peer whose certificate was checked.
+type peerConn struct {
 	net.Conn
-	below *gatherer
-	peer  peerAddr
+	below   *gatherer
+	peer    peerAddr
+	expires time.Time // the peer's certificate
 }
 
-func (c conn) RemoteAddr() net.Addr { return c.peer }
-
-func (c conn) Write(p []byte) (int, error) {
+func (c *peerConn) Write(p []byte) (int, error) {
 	if len(p) < gatherLeast {
 		return c.Conn.Write(p)
 	}
@@ -57,8 +56,8 @@ func (c conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// secure does the handshake, in the part of over, and returns the connection under the peer's name.
-func secure(ctx context.Context, raw net.Conn, over func(net.Conn, *tls.Config) *tls.Conn, cfg *tls.Config) (net.Conn, error) {
+// secure does the handshake, in the part of over. On an error raw is the caller's still.
+func secure(ctx context.Context, raw net.Conn, over func(net.Conn, *tls.Config) *tls.Conn, cfg *tls.Config) (*peerConn, error) {
 	below := &gatherer{Conn: raw}
 	c := over(below, cfg)
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
@@ -66,11 +65,12 @@ func secure(ctx context.Context, raw net.Conn, over func(net.Conn, *tls.Config) 
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	name, err := identity.PeerName(c.ConnectionState())
+	state := c.ConnectionState()
+	name, err := identity.PeerName(state)
 	if err != nil {
 		return nil, err
 	}
-	return conn{c, below, peerAddr(name)}, nil
+	return &peerConn{c, below, peerAddr(name), state.PeerCertificates[0].NotAfter}, nil
 }
 
 // A refusals logs connections that TLS refused. Where certificates are wrong
@@ -94,6 +94,7 @@ type dialer struct {
 	link     *link.Link
 	bans     *bans
 	refusals *refusals
+	lines    *lines
 
 	mu    sync.Mutex
 	known map[string]tracker.Peer // by name
@@ -113,7 +114,7 @@ func (d *dialer) learn(p tracker.Peer) peerAddr {
 	return peerAddr(p.Node)
 }
 
-// Dial connects to the peer of the name addr.
+// Dial opens a stream to the peer of the name addr.
 func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	d.mu.Lock()
 	p, ok := d.known[addr]
@@ -124,6 +125,11 @@ func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	if d.bans.has(addr, time.Now()) {
 		return nil, fmt.Errorf("dial peer %s: it is banned", addr)
 	}
+	return d.lines.dial(ctx, p, d.connect)
+}
+
+// connect connects to a peer.
+func (d *dialer) connect(ctx context.Context, p tracker.Peer) (*peerConn, error) {
 	// Peers would only hang up: in TLS 1.3 the dialler is done before it is checked.
 	if err := d.id.Check(time.Now()); err != nil {
 		d.refusals.warn("peer", p.Node, "addr", p.Addr, "err", err)
@@ -135,8 +141,8 @@ func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 		return nil, err
 	}
 	c, err := secure(ctx, raw, tls.Client, d.id.Client(p.Node))
-	if err == nil && c.RemoteAddr() != net.Addr(peerAddr(p.Node)) {
-		err = fmt.Errorf("it is named %s", nameAt(c.RemoteAddr()))
+	if err == nil && c.peer != peerAddr(p.Node) {
+		err = fmt.Errorf("it is named %s", c.peer)
 	}
 	if err != nil {
 		raw.Close()
@@ -151,33 +157,32 @@ func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
 // DialerNetwork names the transport.
 func (d *dialer) DialerNetwork() string { return "tcp" }
 
-// A listener hands out connections whose TLS handshake is done, so that the
-// engine knows every peer by name, and a slow or hostile handshake holds up no other.
+// A listener hands out the streams that peers open, whose names it knows: a slow
+// or hostile handshake holds up no other.
 type listener struct {
 	net.Listener // behind the link
 	tls          *tls.Config
 	log          *slog.Logger
 	bans         *bans
 	refusals     *refusals
-	conns        chan net.Conn
+	lines        *lines
 	once         sync.Once
 	closed       chan struct{}
 }
 
-func newListener(opts Options, bans *bans, refusals *refusals) *listener {
+func newListener(opts Options, bans *bans, refusals *refusals, lines *lines) *listener {
 	return &listener{
 		Listener: opts.Link.Listener(opts.Listener),
 		tls:      opts.Identity.Server(),
 		log:      opts.Logger,
 		bans:     bans,
 		refusals: refusals,
-		conns:    make(chan net.Conn),
+		lines:    lines,
 		closed:   make(chan struct{}),
 	}
 }
 
-// run takes connections in until ctx ends, then closes the listener and every
-// connection that the engine has not taken. The error is the context's, or
+// run takes connections in until ctx ends, then closes the listener. The error is the context's, or
 // that somebody else closed the listener.
 func (l *listener) run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { l.Close() })()
@@ -212,21 +217,19 @@ func (l *listener) shake(ctx context.Context, raw net.Conn) {
 		raw.Close()
 		return
 	}
-	if l.bans.has(nameAt(c.RemoteAddr()), time.Now()) {
+	if l.bans.has(string(c.peer), time.Now()) {
 		raw.Close()
 		return
 	}
-	select {
-	case l.conns <- c:
-	case <-l.closed:
-		raw.Close()
+	if err := l.lines.add(c, false); err != nil && ctx.Err() == nil {
+		l.log.Error("take a peer in", "peer", c.peer, "err", err)
 	}
 }
 
-// Accept returns the next known peer's connection.
+// Accept returns the next stream that a peer opened.
 func (l *listener) Accept() (net.Conn, error) {
 	select {
-	case c := <-l.conns:
+	case c := <-l.lines.taken:
 		return c, nil
 	case <-l.closed:
 		return nil, net.ErrClosed

@@ -12,6 +12,7 @@ import (
 
 	"github.com/anacrolix/torrent/metainfo"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+	"github.com/xtaci/smux"
 
 	"github.com/spate-project/spate/p2p"
 	"github.com/spate-project/spate/p2p/identity"
@@ -184,6 +185,23 @@ func (w *world) knock(id *identity.Identity, n *node, name string) *tls.Conn {
 	return c
 }
 
+// open opens a stream over a connection that knock opened.
+func open(t *testing.T, c net.Conn) net.Conn {
+	t.Helper()
+	line, err := smux.Client(c, &smux.Config{
+		Version: 2, KeepAliveDisabled: true, MaxFrameSize: 32 << 10, MaxStreamBuffer: 1 << 20, MaxReceiveBuffer: 1 << 20,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { line.Close() })
+	s, err := line.OpenStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 // TestHashMessages: a peer that asks for piece hashes, or tells some, gets no
 // answer and is banned, and what it told changes nothing.
 func TestHashMessages(t *testing.T) {
@@ -201,7 +219,7 @@ func TestHashMessages(t *testing.T) {
 			h := partly(t, data, func(i int) bool { return i == 0 })
 			n.join(h, noOrigin, true)
 
-			c := w.knock(newIdentity(t, w.ca, "talker", time.Hour), n, "node")
+			c := open(t, w.knock(newIdentity(t, w.ca, "talker", time.Hour), n, "node"))
 			info, err := torrent.InfoOf(tree)
 			if err != nil {
 				t.Fatal(err)

@@ -76,6 +76,7 @@ type Engine struct {
 	client *anacrolix.Client
 	listen *listener
 	dial   *dialer
+	lines  *lines
 
 	swarms sync.Map // *anacrolix.Torrent to *swarm
 	bans   *bans
@@ -95,7 +96,11 @@ func New(opts Options) (*Engine, error) {
 	e := &Engine{opts: opts, bans: newBans(opts.Logger), watch: newWatch(), seed: maphash.MakeSeed()}
 	e.budget = newBudget(cmp.Or(opts.MaxConns, DefaultConns))
 	refusals := newRefusals(opts.Logger)
-	e.dial = &dialer{id: opts.Identity, link: opts.Link, bans: e.bans, refusals: refusals, known: make(map[string]tracker.Peer)}
+	e.lines = newLines(opts.Identity.Name(), opts.Logger)
+	e.dial = &dialer{
+		id: opts.Identity, link: opts.Link, bans: e.bans, refusals: refusals,
+		lines: e.lines, known: make(map[string]tracker.Peer),
+	}
 
 	name := sha256.Sum256([]byte(opts.Identity.Name()))
 	cfg := anacrolix.NewDefaultClientConfig()
@@ -136,7 +141,7 @@ func New(opts Options) (*Engine, error) {
 	if e.client, err = anacrolix.NewClient(cfg); err != nil {
 		return nil, fmt.Errorf("start the mesh engine: %w", err)
 	}
-	e.listen = newListener(opts, e.bans, refusals)
+	e.listen = newListener(opts, e.bans, refusals, e.lines)
 	e.client.AddDialer(e.dial)
 	e.client.AddListener(e.listen)
 	return e, nil
@@ -159,7 +164,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		s.(*swarm).forget()
 		return true
 	})
-	return errors.Join(append(e.client.Close(), err)...)
+	failed := e.client.Close()
+	e.lines.close()
+	return errors.Join(append(failed, err)...)
 }
 
 // Addr returns where peers reach this node.

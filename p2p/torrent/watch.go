@@ -111,6 +111,7 @@ func (e *Engine) watchPeers(ctx context.Context) {
 			e.part()
 		}
 		e.evict(time.Now())
+		e.lines.sweep(time.Now(), e.bans.has)
 	}
 }
 
