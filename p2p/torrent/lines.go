@@ -43,15 +43,6 @@ type line struct {
 	idle    time.Time // since when it has had no stream; zero when it has some; the sweep's
 }
 
-// open opens a stream.
-func (l *line) open() (net.Conn, error) {
-	s, err := l.OpenStream()
-	if err != nil {
-		return nil, err
-	}
-	return stream{s, l.peer}, nil
-}
-
 // A stream is one swarm's connection to a peer.
 type stream struct {
 	*smux.Stream
@@ -85,8 +76,8 @@ func newLines(node string, log *slog.Logger) *lines {
 
 // dial opens a stream to a peer, over a line that connect makes where there is none.
 func (ls *lines) dial(ctx context.Context, p tracker.Peer, connect func(context.Context, tracker.Peer) (*peerConn, error)) (net.Conn, error) {
-	if c, err := ls.open(p.Node); c != nil {
-		return c, err
+	if c := ls.open(p.Node); c != nil {
+		return c, nil
 	}
 	made := ls.dials.DoChan(p.Node, func() (any, error) {
 		// For all who wait for it, and not for the first one only.
@@ -113,37 +104,36 @@ func (ls *lines) dial(ctx context.Context, p tracker.Peer, connect func(context.
 			return nil, r.Err
 		}
 	}
-	c, err := ls.open(p.Node)
-	if c == nil && err == nil {
-		err = errors.New("the connection was closed at once")
+	if c := ls.open(p.Node); c != nil {
+		return c, nil
 	}
-	return c, err
+	return nil, errors.New("the connection was closed at once")
 }
 
-// open opens a stream over a line that there is; otherwise it returns nothing.
-func (ls *lines) open(peer string) (net.Conn, error) {
+// open opens a stream over the line that there is to a peer; without one it returns nil.
+func (ls *lines) open(peer string) net.Conn {
 	ls.mu.Lock()
 	l := ls.to[peerAddr(peer)]
 	ls.mu.Unlock()
 	if l == nil || time.Now().After(l.expires) {
-		return nil, nil
+		return nil
 	}
-	c, err := l.open()
+	s, err := l.OpenStream()
 	if err != nil {
 		l.Close()
-		return nil, nil
+		return nil
 	}
-	return c, nil
+	return stream{s, l.peer}
 }
 
 // add makes a line of a connection that this node dialled, or a peer, and takes
 // in the streams that the peer opens on it. It owns c from now on.
 func (ls *lines) add(c *peerConn, dialled bool) error {
-	make, dialler := smux.Server, string(c.peer)
+	over, dialler := smux.Server, string(c.peer)
 	if dialled {
-		make, dialler = smux.Client, ls.node
+		over, dialler = smux.Client, ls.node
 	}
-	s, err := make(c, &smux.Config{
+	s, err := over(c, &smux.Config{
 		Version: 2, KeepAliveInterval: 10 * time.Second, KeepAliveTimeout: 30 * time.Second,
 		MaxFrameSize: frame, MaxStreamBuffer: streamRoom, MaxReceiveBuffer: lineRoom,
 	})
