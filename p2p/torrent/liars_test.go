@@ -194,6 +194,10 @@ func open(t *testing.T, c net.Conn) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	go func() {
+		line.AcceptStream() // until it is cut off, which a writer that waits for room would not notice
+		line.Close()
+	}()
 	t.Cleanup(func() { line.Close() })
 	s, err := line.OpenStream()
 	if err != nil {

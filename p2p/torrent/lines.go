@@ -19,10 +19,12 @@ const (
 	// stream's turn. With smux's 8 bytes it fills four records of TLS.
 	frame = 4*16<<10 - 8
 
-	// streamRoom and lineRoom are how much may have arrived on one stream, and
-	// on all of a line, that the engine has not read, in bytes.
+	// streamRoom is how much may have arrived on one stream that the engine has
+	// not read, in bytes. lineRoom, for all of a line, is more than all streams on
+	// which pieces are sent fill: once it is full the line is not read, new streams
+	// wait, and with both sides so they wait for each other.
 	streamRoom = 512 << 10
-	lineRoom   = 2 << 20
+	lineRoom   = 64 * streamRoom
 
 	// maxStreams is how many streams a peer's line may have: as many swarms as
 	// two nodes might share, and more.
@@ -50,6 +52,13 @@ type stream struct {
 }
 
 func (s stream) RemoteAddr() net.Addr { return s.peer }
+
+// Close does not wait until the peer is told, which one that reads nothing would
+// hold up: the engine closes streams with its client's lock held.
+func (s stream) Close() error {
+	go s.Stream.Close()
+	return nil
+}
 
 // lines holds a node's lines: at most a few with each peer, of which one is
 // used for new streams.
