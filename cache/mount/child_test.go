@@ -13,11 +13,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/spate-project/spate/cache"
+	"github.com/spate-project/spate/cache/mount/holder"
 )
 
 // What must not run in the process that serves the mount runs in a child: this
@@ -108,6 +110,16 @@ func child(args []string) error {
 		}
 		fmt.Println("mounted")
 		return f.Run(context.Background())
+	case "hold":
+		ln, err := holder.Inherited()
+		if err != nil {
+			return err
+		}
+		return holder.Serve(context.Background(), ln, time.Hour)
+	case "agent":
+		return agent(args[1], args[2], args[3])
+	case "readers":
+		return readers(args[1])
 	}
 	return nil
 }

@@ -16,28 +16,41 @@ import (
 // the connection before; to close /dev/fuse is no use while it is being read.
 type connection struct {
 	dev     uint64   // a number that is another's once the file system is gone
-	device  *os.File // /dev/fuse; the server has a descriptor of its own
+	device  *os.File // /dev/fuse, read and written here only while no server does; it has a descriptor of its own
 	control *os.File // the directory of the connection's control files
 }
 
-// connect returns the connection of what was just mounted at dir by means of
-// fd, an open /dev/fuse, which it leaves to the caller.
-func connect(dir string, fd int) (*connection, error) {
-	st, err := statMount(dir)
+// connect returns the connection of the file system with device number dev,
+// whose /dev/fuse is device. That is closed with the connection, and
+// when connect fails.
+func connect(device *os.File, dev uint64) (*connection, error) {
+	control, err := openControl(unix.Minor(dev))
 	if err != nil {
-		return nil, err
-	}
-	control, err := openControl(st.Dev_minor)
-	if err != nil {
+		device.Close()
 		return nil, fmt.Errorf("open the kernel's control files for it: %w: mount fusectl at %s", err, controlDir)
 	}
-	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		control.Close()
-		return nil, err
-	}
-	return &connection{dev: device(st), device: os.NewFile(uintptr(own), "/dev/fuse"), control: control}, nil
+	return &connection{dev: dev, device: device, control: control}, nil
 }
+
+// read returns the next request of the kernel's, one without data.
+func (c *connection) read() (request []byte, err error) {
+	request = make([]byte, minRead)
+	n := 0
+	outer := withFd(c.device, func(fd int) {
+		for n, err = unix.Read(fd, request); err == unix.EINTR; n, err = unix.Read(fd, request) {
+		}
+	})
+	return request[:max(n, 0)], errors.Join(outer, err)
+}
+
+// write sends the kernel a reply or a notice.
+func (c *connection) write(b []byte) (err error) {
+	outer := withFd(c.device, func(fd int) { _, err = unix.Write(fd, b) })
+	return errors.Join(outer, err)
+}
+
+// minRead is the least room for a request that the kernel takes (FUSE_MIN_READ_BUFFER).
+const minRead = 8192
 
 const controlDir = "/sys/fs/fuse/connections"
 

@@ -12,14 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// opens counts the open files of a node by how they read. The kernel refuses
-// to mix the two ways, so a file that is opened lazily becomes a passthrough
-// file when it is complete and all have closed it.
-type opens struct {
-	cached, passthrough int
-	backing             int32 // the kernel's name of the file that it reads, while passthrough > 0
-}
-
 // File handles. They tell Release what Open decided.
 const (
 	handleCached = iota + 1
@@ -38,24 +30,31 @@ func (f *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.St
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.leaving {
+		return fuse.EINTR
+	}
 	// FOPEN_NOFLUSH: else a close would hang once nobody serves the mount.
-	if f.passthrough && n.opens.cached == 0 && n.file.Complete() && f.back(n) {
-		n.opens.passthrough++
+	opens := f.rec.opens(n)
+	if opens.cached.Load() == 0 && f.back(n, opens) {
+		opens.passthrough.Add(1)
 		out.Fh = handlePassthrough
 		out.OpenFlags = fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH
-		out.BackingID = n.opens.backing
+		out.BackingID = opens.backing.Load()
 		return fuse.OK
 	}
-	n.opens.cached++
+	opens.cached.Add(1)
 	out.Fh = handleCached
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
 	return fuse.OK
 }
 
-// back names n's file to the kernel. f.mu is held.
-func (f *FS) back(n *node) bool {
-	if n.opens.passthrough > 0 {
+// back names n's file to the kernel, if it is complete. f.mu is held.
+func (f *FS) back(n *node, opens *opens) bool {
+	if opens.passthrough.Load() > 0 {
 		return true
+	}
+	if !f.passthrough || !n.file.Complete() {
+		return false
 	}
 	id, errno := f.server.RegisterBackingFd(&fuse.BackingMap{Fd: int32(n.file.File().Fd())})
 	if errno != 0 {
@@ -63,24 +62,28 @@ func (f *FS) back(n *node) bool {
 		f.log.Warn("complete files cannot be handed to the kernel and are read more slowly", "mount", f.dir, "file", n.path, "error", errno)
 		return false
 	}
-	n.opens.backing = id
+	opens.backing.Store(id)
 	return true
 }
 
-// Release ends an Open.
+// Release ends an Open. One that was sent before may have been counted by a
+// server that died or left then; it is not counted, for a count that is too low
+// would have the kernel refuse to open the file, and one that is too high only
+// keeps the file from being opened in the other way.
 func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	n, status := f.node(in.NodeId)
-	if !status.Ok() {
+	if !status.Ok() || in.Unique&resent != 0 {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	opens := f.rec.opens(n)
 	switch in.Fh {
 	case handleCached:
-		n.opens.cached--
+		opens.cached.Add(-1)
 	case handlePassthrough:
-		if n.opens.passthrough--; n.opens.passthrough == 0 {
-			f.server.UnregisterBackingFd(n.opens.backing)
+		if opens.passthrough.Add(-1) == 0 {
+			f.server.UnregisterBackingFd(opens.backing.Load())
 		}
 	}
 }

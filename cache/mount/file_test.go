@@ -220,16 +220,12 @@ func TestBecomesPassthrough(t *testing.T) {
 			t.Fatal("a second open beside the lazy one:", got)
 		}
 	}
-	opened := func() opens {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		return m.nodes[1].opens
-	}
-	if o := opened(); o.cached == 0 || o.passthrough != 0 {
+	o := m.rec.opens(m.nodes[1])
+	if o.cached.Load() == 0 || o.passthrough.Load() != 0 {
 		t.Fatalf("opens %+v", o)
 	}
 	lazy.Close()
-	for opened().cached > 0 { // the kernel tells of a close afterwards
+	for o.cached.Load() > 0 { // the kernel tells of a close afterwards
 		runtime.Gosched()
 	}
 	var files []*os.File
@@ -241,7 +237,7 @@ func TestBecomesPassthrough(t *testing.T) {
 		defer f.Close()
 		files = append(files, f)
 	}
-	if o := opened(); o.cached != 0 || o.passthrough != 3 || o.backing == 0 {
+	if o.cached.Load() != 0 || o.passthrough.Load() != 3 || o.backing.Load() == 0 {
 		t.Fatalf("opens %+v", o)
 	}
 	if got := runChild(t, "mmap", m.path("f")); got != sum(src.data) {
@@ -250,7 +246,7 @@ func TestBecomesPassthrough(t *testing.T) {
 	for _, f := range files {
 		f.Close()
 	}
-	for opened().passthrough > 0 {
+	for o.passthrough.Load() > 0 {
 		runtime.Gosched()
 	}
 	if err := m.Unmount(); err != nil {

@@ -8,7 +8,10 @@
 //
 // The file system keeps no state that a successor could not compute: a node's
 // id is its inode number, given by the sorted paths alone, and a file handle
-// says no more than how the file was opened.
+// says no more than how the file was opened. What remains, how many have each
+// file open, is in a memory file. So a mount outlives the process that serves
+// it where another holds the descriptors that Files returns: what is asked
+// meanwhile waits for the next one, which takes the mount over by Resume.
 //
 // A process must not use a mount that it serves: the kernel would make it wait
 // for itself, past all that the Go runtime can preempt and all that can kill it.
@@ -29,9 +32,13 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"github.com/spate-project/spate/cache/piece"
 )
 
 const (
+	fsType = "fuse.spate"
+
 	// maxRead is the largest read that the kernel sends: its limit unless an administrator raised it.
 	maxRead = 1 << 20
 
@@ -63,6 +70,9 @@ type Entry struct {
 	Mode    fs.FileMode // permissions; those to write are dropped. 0444 when 0
 	ModTime time.Time   // the epoch when zero
 	File    File        // open until Run has returned
+
+	// Digest says what is in File. Only Resume needs it.
+	Digest piece.Digest
 }
 
 // Options of an FS. The zero value is ready to use.
@@ -77,7 +87,7 @@ type Options struct {
 	NoPassthrough bool
 }
 
-// An FS is a file system that is mounted at most once.
+// An FS is a file system that is mounted, or taken over, at most once.
 type FS struct {
 	fuse.RawFileSystem // refuses what is not defined here
 
@@ -88,13 +98,16 @@ type FS struct {
 	said  complaints
 
 	dir    string
-	server *fuse.Server
+	server *server
 	conn   *connection
+	rec    *record
 
 	serving context.Context // of Run
+	left    chan struct{}   // closed by Leave
 
-	mu          sync.Mutex // guards the rest, and every node's opens
+	mu          sync.Mutex // guards the rest, and the opens in rec
 	passthrough bool
+	leaving     bool
 }
 
 // New makes a file system of entries. Directories are made as the paths need them.
@@ -105,7 +118,7 @@ func New(entries []Entry, opts Options) (*FS, error) {
 	}
 	f := &FS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
-		opts:          opts, log: opts.Logger,
+		opts:          opts, log: opts.Logger, left: make(chan struct{}),
 	}
 	if err := f.build(entries); err != nil {
 		return nil, err
@@ -121,46 +134,73 @@ func (f *FS) Mount(dir string) error {
 	if err != nil {
 		return err
 	}
-	// The descriptor must not be inherited: a child that outlived us would keep readers waiting.
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("mount %s: open /dev/fuse: %w", dir, err)
-	}
-	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d,allow_other,default_permissions",
-		fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRead)
-	if err := unix.Mount("spate", dir, "fuse.spate", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
-		unix.Close(fd)
-		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("mount %s: %w: it takes root, or CAP_SYS_ADMIN", dir, err)
-		}
+	if err := f.mount(dir); err != nil {
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
-	conn, err := connect(dir, fd)
-	if err != nil {
-		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
-		unix.Close(fd)
-		return fmt.Errorf("mount %s: %w", dir, err)
-	}
-	server, err := fuse.NewServer(f, "/dev/fd/"+strconv.Itoa(fd), &fuse.MountOptions{
-		MaxWrite: maxRead, MaxBackground: maxBackground,
-		DisableSplice:            true, // a short splice would reach the reader as the end of the file
-		ExplicitDataCacheControl: true,
-		Logger:                   slog.NewLogLogger(f.log.Handler(), slog.LevelDebug),
-	})
-	if err != nil {
-		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
-		conn.close()
-		return fmt.Errorf("mount %s: %w", dir, err)
-	}
-	f.dir, f.server, f.conn = dir, server, conn
-	f.passthrough = !f.opts.NoPassthrough && server.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH != 0
 	f.raiseReadAhead()
 	return nil
 }
 
-// Run serves the file system, which Mount has mounted, until nothing holds it
-// any more: it is unmounted, and so is every mount that was bound to it, and
-// after a lazy unmount its last file is closed.
+func (f *FS) mount(dir string) (err error) {
+	// The descriptor must not be inherited: a child that outlived us would keep readers waiting.
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/fuse: %w", err)
+	}
+	dev := os.NewFile(uintptr(fd), "/dev/fuse")
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,max_read=%d,allow_other,default_permissions",
+		fd, unix.S_IFDIR, os.Geteuid(), os.Getegid(), maxRead)
+	if err := unix.Mount("spate", dir, fsType, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+		dev.Close()
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("%w: it takes root, or CAP_SYS_ADMIN", err)
+		}
+		return err
+	}
+	defer func() {
+		if err != nil {
+			unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
+		}
+	}()
+	st, err := statMount(dir)
+	if err != nil {
+		dev.Close()
+		return err
+	}
+	conn, err := connect(dev, device(st))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			conn.close()
+		}
+	}()
+	request, err := conn.read()
+	if err != nil {
+		return fmt.Errorf("read the kernel's first request: %w", err)
+	}
+	server, reply, err := f.negotiate(request)
+	if err != nil {
+		return err
+	}
+	rec, err := newRecord(head{Dir: dir, Device: conn.dev, Entries: f.sum(), Request: request, Reply: reply}, len(f.nodes))
+	if err == nil {
+		if err = conn.write(reply); err != nil {
+			rec.close()
+		}
+	}
+	if err != nil {
+		server.abandon(conn)
+		return err
+	}
+	f.serveOn(conn, rec, server)
+	return nil
+}
+
+// Run serves the file system, which Mount has mounted or Resume taken over,
+// until nothing holds it any more: it is unmounted, and so is every mount that
+// was bound to it, and after a lazy unmount its last file is closed.
 //
 // When ctx ends, Run ends the file system at once, whatever is in use and
 // wherever it is mounted, and unmounts it from its directory if it is there
@@ -168,10 +208,15 @@ func (f *FS) Mount(dir string) error {
 // passthrough stays readable. Mounts bound elsewhere stay, for those who made
 // them to unmount; all that is asked of them fails.
 //
+// After Leave, Run returns and ends nothing.
+//
 // Run returns nil unless that failed.
 func (f *FS) Run(ctx context.Context) error {
+	defer f.rec.close()
 	defer f.conn.close()
-	f.serving = ctx
+	serving, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f.serving = serving
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -179,12 +224,22 @@ func (f *FS) Run(ctx context.Context) error {
 	}()
 	select {
 	case <-done:
+	case <-f.left:
 	case <-ctx.Done():
+	}
+	if f.isLeaving() {
+		cancel()
+		drain(done)
+		return nil
+	}
+	if ctx.Err() != nil {
 		if err := f.conn.end(); err != nil {
+			f.Leave()
+			drain(done)
 			return fmt.Errorf("end the mount %s: %w", f.dir, err)
 		}
-		<-done
 	}
+	<-done
 	return f.unmount(unix.MNT_DETACH)
 }
 

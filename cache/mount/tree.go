@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/spate-project/spate/cache/piece"
 )
 
 // A node is a file or a directory.
@@ -22,7 +25,7 @@ type node struct {
 	parent *node
 	names  []string // of children, sorted
 	nodes  map[string]*node
-	opens  opens
+	digest piece.Digest // of the file
 }
 
 // build numbers the nodes in the order of their paths. The root's comes first.
@@ -42,7 +45,7 @@ func (f *FS) build(entries []Entry) error {
 		if mode == 0 {
 			mode = 0o444
 		}
-		byPath[e.Path] = &node{path: e.Path, mode: fuse.S_IFREG | mode, mtime: e.ModTime, file: e.File}
+		byPath[e.Path] = &node{path: e.Path, mode: fuse.S_IFREG | mode, mtime: e.ModTime, file: e.File, digest: e.Digest}
 		f.size += e.File.Size()
 		for dir := parent(e.Path); byPath[dir] == nil; dir = parent(dir) {
 			byPath[dir] = &node{path: dir, mode: fuse.S_IFDIR | 0o555}
@@ -66,6 +69,28 @@ func (f *FS) build(entries []Entry) error {
 		n.parent.add(name, n)
 	}
 	return nil
+}
+
+// sum returns a sum of all that the kernel was or may be told of f: of two file
+// systems with the same one, each can go on with what the other began.
+func (f *FS) sum() []byte {
+	h := sha256.New()
+	for _, n := range f.nodes {
+		var size int64
+		if n.file != nil {
+			size = n.file.Size()
+		}
+		fmt.Fprintf(h, "%q %o %d %x %d\n", n.path, n.mode, size, n.digest, modified(n.mtime))
+	}
+	return h.Sum(nil)
+}
+
+// modified returns t as the kernel is told it.
+func modified(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
 }
 
 // parent returns the path of the directory that p lies in.
