@@ -1,6 +1,6 @@
 // Package oci holds the names that spate's artifacts use in a registry: media
 // types, artifact types and annotations. Its rooms do the work: registry
-// serves, remote asks, model packs, index proves, layer expands.
+// serves, remote asks, model packs, image takes apart, index proves, layer expands.
 package oci
 
 import "strings"
@@ -57,7 +57,7 @@ func SplitModelLayer(mediaType string) (kind, packing string, ok bool) {
 // The index: the referrer that lists a manifest's objects with their roots.
 const (
 	// ArtifactTypeIndex is the artifactType of the index manifest. Its subject is
-	// the manifest that it describes, its layers are the piece layers.
+	// the manifest that it describes, its layers are what proves and shows the objects.
 	ArtifactTypeIndex = "application/vnd.spate.index.v1"
 
 	// MediaTypeIndexConfig is the media type of its config, the list of objects.
@@ -66,6 +66,10 @@ const (
 	// MediaTypePieceLayer is the media type of one object's piece layer: its
 	// piece hashes, 32 bytes each, in order (BEP 52, "piece layers").
 	MediaTypePieceLayer = "application/vnd.spate.piece-layer.v1"
+
+	// MediaTypeEROFS is the media type of the EROFS metadata of one object, a tar
+	// layer: an image of file system EROFS whose files' data are in the object.
+	MediaTypeEROFS = "application/vnd.spate.erofs.v1"
 )
 
 // ArtifactTypeBundle is the artifactType and the layer media type under which

@@ -74,6 +74,7 @@ func (a *app) agentCommand() *cobra.Command {
 		zone       string
 		conns      int
 		timeout    time.Duration
+		snapshots  string
 	)
 	cmd := &cobra.Command{
 		Use:   "agent",
@@ -88,6 +89,11 @@ one the agent has no peers and reads everything from the registry.
 Other commands reach the agent over a socket in its data directory, which only
 its owner can open. --listen serves the read-only status, and metrics for
 Prometheus at /metrics.
+
+--listen is also a mirror of registries, to name in containerd's hosts.toml: it
+gives out what the policy admits, from the mesh where it can. --snapshotter
+serves containerd's proxy snapshotter on a unix socket; docs/containerd.md tells
+how to set both up.
 
 The limits can be changed while the agent runs, by spate limit.`,
 			identity.CAFile, identity.CertFile, identity.KeyFile),
@@ -109,9 +115,18 @@ The limits can be changed while the agent runs, by spate limit.`,
 				opts.Logger.Warn("no --key is given: nothing will be trusted")
 			}
 			for _, r := range registries {
-				if u, err := url.Parse(r); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+				u, err := url.Parse(r)
+				if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 					return ui.WithHint(usage(fmt.Errorf("--registry %s is not a URL", r)), "write it as http://HOST:PORT or https://HOST:PORT")
 				}
+				opts.Registries = append(opts.Registries, u.Host)
+			}
+			if snapshots != "" {
+				exe, err := os.Executable()
+				if err != nil {
+					return err
+				}
+				opts.Snapshotter, opts.Holder = snapshots, []string{exe, holderCommand}
 			}
 			if meshDir == "" && len(registries) > 0 {
 				opts.Logger.Info("no --mesh is given: this node has no peers and reads everything from the registry")
@@ -167,6 +182,7 @@ The limits can be changed while the agent runs, by spate limit.`,
 	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")
 	f.IntVar(&conns, "mesh-connections", torrent.DefaultConns, "how many connections with peers at most; each takes about 1 MiB of memory")
 	f.StringVar(&zone, "zone", "", "`name` of where this node is: peers in the same zone are preferred, one copy comes from the others")
+	f.StringVar(&snapshots, "snapshotter", "", "`socket` to serve containerd a snapshotter at, for images that start before they are here; none when empty")
 	f.StringVar(&meshAddr, "mesh-addr", "", "`address` that peers are told to connect to; that of --mesh-listen when empty")
 	return cmd
 }

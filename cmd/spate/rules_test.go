@@ -57,6 +57,7 @@ var heavy = map[string]string{
 	"github.com/containerd/":       "oci/snapshot",
 	"k8s.io/cri-api/":              "oci/snapshot/containerdtest",
 	"github.com/sigstore/":         "signing/cosign",
+	"github.com/erofs/":            "oci/layer",
 	"github.com/klauspost/":        "oci/layer",
 	"github.com/spf13/cobra":       "cmd/spate",
 	"github.com/prometheus/":       "cmd/internal/telemetry",

@@ -63,6 +63,9 @@ func TestScripts(t *testing.T) {
 			"networks":     networks,
 			"nonetwork":    noNetwork,
 			"signmanifest": signManifest,
+			"image":        makeImage,
+			"platforms":    makePlatforms,
+			"referrers":    countReferrers,
 		},
 	})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -91,7 +92,10 @@ func nodeName(s agent.Status) string {
 func printStatus(w io.Writer, s agent.Status) error {
 	fmt.Fprintf(w, "%s: %s received, %s sent over its link; %d pieces fetched, %d refused, %d broken on disk\n",
 		nodeName(s), ui.Size(s.Received), ui.Size(s.Sent), s.Cache.Fetched, s.Cache.WrongBytes, s.Cache.BadClaims)
-	if err := printBans(w, s); err != nil || len(s.Artifacts) == 0 {
+	if err := printBans(w, s); err != nil {
+		return err
+	}
+	if err := printLayers(w, s); err != nil || len(s.Artifacts) == 0 {
 		return err
 	}
 	t := ui.NewTable("REFERENCE", "HERE", "SIZE", "FROM REGISTRY", "FROM PEERS", "TO PEERS", "REFUSED", "MOUNTED AT")
@@ -128,6 +132,31 @@ func printView(w io.Writer, v agent.View) error {
 		}
 	}
 	return t.Print(w)
+}
+
+// printLayers shows how the layers of images are read.
+func printLayers(w io.Writer, s agent.Status) error {
+	if len(s.Layers) == 0 {
+		return nil
+	}
+	t := ui.NewTable("IMAGE", "LAYER", "READ AS", "HERE")
+	for _, l := range s.Layers {
+		path := l.Path
+		switch {
+		case path == "":
+			path = "not readable"
+		case l.Reason != "":
+			path += " (" + l.Reason + ")"
+		}
+		t.Row(cmp.Or(l.Image, "-"), cmp.Or(shortDigest(l.Layer), "-"), path, ui.Size(l.Held))
+	}
+	return t.Print(w)
+}
+
+// shortDigest returns what tells a digest from others at a glance.
+func shortDigest(d string) string {
+	_, hex, _ := strings.Cut(d, ":")
+	return hex[:min(12, len(hex))]
 }
 
 func printBans(w io.Writer, s agent.Status) error {

@@ -28,8 +28,9 @@ func (a *app) verifyCommand() *cobra.Command {
 		Use:   "verify REF",
 		Short: "Check a reference's chain of trust, step by step",
 		Long: `Check a reference as an agent does before it fetches anything: the signature of
-its manifest, the signature of its index, and the proof of every file's pieces
-against its root. Exit code 0 means that an agent with these keys would mount it,
+its manifest, the signature of its index, and the proof of the pieces of every
+file or layer against its root. Of an image for several platforms it checks the
+one for this machine. Exit code 0 means that an agent with these keys would mount it,
 3 that it would refuse.`,
 		Example: "  spate verify 127.0.0.1:5000/qwen:v1 --key cosign.pub",
 		Args:    a.args(cobra.ExactArgs(1)),
@@ -59,7 +60,11 @@ func printVerification(w io.Writer, v verification) error {
 		return err
 	}
 	for _, o := range v.Objects {
-		if _, err := fmt.Fprintf(w, "object %s: %d bytes in %d pieces, root %s\n", o.Digest, o.Size, o.Pieces(), o.Root); err != nil {
+		erofs := ""
+		if o.EROFS != nil {
+			erofs = fmt.Sprintf(", EROFS metadata %s", o.EROFS.Digest)
+		}
+		if _, err := fmt.Fprintf(w, "object %s: %d bytes in %d pieces, root %s%s\n", o.Digest, o.Size, o.Pieces(), o.Root, erofs); err != nil {
 			return err
 		}
 	}

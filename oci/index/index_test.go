@@ -3,6 +3,7 @@ package index
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -12,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -34,12 +36,17 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 var subject = content.NewDescriptorFromBytes(ocispec.MediaTypeImageManifest, []byte("a manifest"))
 
+// noise returns size bytes that depend on seed alone.
+func noise(seed uint64, size int) []byte {
+	b := make([]byte, size)
+	rand.NewChaCha8([32]byte{byte(seed)}).Read(b)
+	return b
+}
+
 // object returns the tree of size bytes that depend on seed alone.
 func object(t testing.TB, seed uint64, size int) Entry {
 	t.Helper()
-	random := rand.NewChaCha8([32]byte{byte(seed)})
-	b := make([]byte, size)
-	random.Read(b)
+	b := noise(seed, size)
 	h := piece.NewHasher(int64(size))
 	h.Write(b)
 	tree, err := h.Sum()
@@ -49,15 +56,38 @@ func object(t testing.TB, seed uint64, size int) Entry {
 	return Entry{Blob: content.NewDescriptorFromBytes("application/octet-stream", b), Tree: tree}
 }
 
-// entries are objects of no byte, of one piece, of several, and one that came out of a compressed blob.
+// metadata stand for the EROFS metadata of an object.
+var metadata = []byte("EROFS metadata")
+
+func metadataOf(b []byte) *Metadata {
+	return &Metadata{Digest: sha256.Sum256(b), Size: int64(len(b))}
+}
+
+// entries are objects of no byte, of one piece, of several, and two that are
+// layers of an image, one of them compressed, with the same metadata.
 func entries(t testing.TB) []Entry {
-	expanded := object(t, 4, 2*piece.MinLength)
+	expanded, plain := object(t, 4, 2*piece.MinLength), object(t, 5, 512)
 	expanded.Blob = content.NewDescriptorFromBytes(ocispec.MediaTypeImageLayerGzip, []byte("compressed"))
+	expanded.EROFS, plain.EROFS = metadataOf(metadata), metadataOf(metadata)
 	return []Entry{
 		object(t, 1, 3*piece.MinLength+17),
 		object(t, 2, 0),
 		object(t, 3, 1000),
 		expanded,
+		plain,
+	}
+}
+
+// pushParts stores what of entries an index refers to and does not hold.
+func pushParts(t testing.TB, store content.Storage) {
+	t.Helper()
+	for mediaType, b := range map[string][]byte{
+		oci.MediaTypeEROFS:          metadata,
+		ocispec.MediaTypeImageLayer: noise(4, 2*piece.MinLength),
+	} {
+		if err := push(t.Context(), store, content.NewDescriptorFromBytes(mediaType, b), b); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -106,6 +136,7 @@ func TestRoundTrip(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			stores(t, func(t *testing.T, store content.Storage) {
 				a := build(t, entries...)
+				pushParts(t, store)
 				for range 2 { // pushing again changes nothing
 					if err := a.Push(t.Context(), store); err != nil {
 						t.Fatal(err)
@@ -138,6 +169,9 @@ func checkIndex(t *testing.T, x *Index, entries []Entry) {
 		if o.Object != want.Tree.Object() || o.Blob.String() != want.Blob.Digest.String() {
 			t.Errorf("object %d is %v of blob %s, want %v of %s", i, o.Object, o.Blob, want.Tree.Object(), want.Blob.Digest)
 		}
+		if (o.EROFS == nil) != (want.EROFS == nil) || o.EROFS != nil && *o.EROFS != *want.EROFS {
+			t.Errorf("object %d has EROFS metadata %v, want %v", i, o.EROFS, want.EROFS)
+		}
 		tree, ok := x.Tree(o.Digest)
 		if !ok || tree.Object() != o.Object || !bytes.Equal(tree.Layer(), want.Tree.Layer()) {
 			t.Errorf("Tree(%s) is not the tree that was built", o.Digest)
@@ -156,6 +190,7 @@ func TestReferrer(t *testing.T) {
 			t.Skip("lists no referrers")
 		}
 		a := build(t, entries(t)...)
+		pushParts(t, store)
 		if err := a.Push(t.Context(), store); err != nil {
 			t.Fatal(err)
 		}
@@ -166,6 +201,36 @@ func TestReferrer(t *testing.T) {
 		})
 		if err != nil || len(found) != 1 || !content.Equal(found[0], a.Descriptor) {
 			t.Fatalf("Referrers: %v, %v; want %v", found, err, a.Descriptor)
+		}
+	})
+}
+
+// The layers of the manifest are in the order that the package promises.
+func TestLayers(t *testing.T) {
+	list := entries(t)
+	m, err := parseManifest(build(t, list...).Manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []ocispec.Descriptor{
+		content.NewDescriptorFromBytes(oci.MediaTypePieceLayer, list[0].Tree.Layer()),
+		content.NewDescriptorFromBytes(oci.MediaTypePieceLayer, list[3].Tree.Layer()),
+		content.NewDescriptorFromBytes(oci.MediaTypeEROFS, metadata),
+		content.NewDescriptorFromBytes(ocispec.MediaTypeImageLayer, noise(4, 2*piece.MinLength)),
+	}
+	if !slices.EqualFunc(m.Layers, want, content.Equal) {
+		t.Errorf("the layers are %v, want %v", m.Layers, want)
+	}
+}
+
+// A registry that keeps what a manifest names does not take an index whose objects nobody stored.
+func TestPushWithoutObjects(t *testing.T) {
+	stores(t, func(t *testing.T, store content.Storage) {
+		if _, ok := store.(*remote.Repository); !ok {
+			return
+		}
+		if err := build(t, entries(t)...).Push(t.Context(), store); err == nil || !strings.HasPrefix(err.Error(), "push index sha256:") {
+			t.Errorf("Push: %v", err)
 		}
 	})
 }
@@ -271,25 +336,34 @@ func TestLoadRefuses(t *testing.T) {
 		"a config of -1 bytes":  {manifest: func(m *ocispec.Manifest) { m.Config.Size = -1 }, want: "more than"},
 		"no subject":            {manifest: func(m *ocispec.Manifest) { m.Subject = nil }, want: "no subject"},
 		"a subject of SHA-512":  {manifest: func(m *ocispec.Manifest) { m.Subject.Digest = digest.SHA512.FromString("x") }, want: "its subject"},
-		"a piece layer too few": {manifest: func(m *ocispec.Manifest) { m.Layers = m.Layers[1:] }, want: "other piece layers"},
-		"no layer at all":       {manifest: func(m *ocispec.Manifest) { m.Layers = nil }, want: "other piece layers"},
-		"an old version":        {config: func(c *config) { c.Version = 0 }, want: "version 0"},
-		"a new version":         {config: func(c *config) { c.Version = 2 }, want: "use a newer one"},
+		"another order":         {manifest: func(m *ocispec.Manifest) { slices.Reverse(m.Layers) }, want: "other layers"},
+		"no expanded object":    {manifest: func(m *ocispec.Manifest) { m.Layers = m.Layers[:3] }, want: "other layers"},
+		"a piece layer too few": {manifest: func(m *ocispec.Manifest) { m.Layers = m.Layers[1:] }, want: "other layers"},
+		"no layer at all":       {manifest: func(m *ocispec.Manifest) { m.Layers = nil }, want: "other layers"},
+		"an old version":        {config: func(c *config) { c.Version = 1 }, want: "version 1"},
+		"a new version":         {config: func(c *config) { c.Version = 3 }, want: "use a newer one"},
 		"an object twice":       {config: func(c *config) { c.Objects = append(c.Objects, c.Objects[2]) }, want: "listed twice"},
 		"a blob twice":          {config: func(c *config) { c.Objects[2].Blob = c.Objects[0].Blob }, want: "listed twice"},
 		"a piece layer twice":   {config: func(c *config) { c.Objects[3].Layer = c.Objects[0].Layer }, want: "listed twice"},
 		"no piece layer":        {config: func(c *config) { c.Objects[0].Layer = nil }, want: "does not go with"},
 		"a needless layer":      {config: func(c *config) { c.Objects[2].Layer = &zero }, want: "does not go with"},
 		"another root":          {config: func(c *config) { c.Objects[0].Root[0] ^= 1 }, want: "folds to root"},
-		"another size":          {config: func(c *config) { c.Objects[0].Size += piece.MinLength }, want: "other piece layers"},
+		"another size":          {config: func(c *config) { c.Objects[0].Size += piece.MinLength }, want: "other layers"},
 		"a size below 0":        {config: func(c *config) { c.Objects[0].Size = -1 }, want: "size -1"},
 		"a size of 1 EiB":       {config: func(c *config) { c.Objects[0].Size = 1 << 60 }, want: "size"},
 		"a piece length of 0":   {config: func(c *config) { c.Objects[0].PieceLength = 0 }, want: "piece length 0"},
 		"too many piece hashes": {config: manyPieces, want: "its piece layers have more than"},
-		"an added field":        {text: func(s string) string { return strings.Replace(s, `"version":1`, `"version":1,"x":2`, 1) }, want: "not written as"},
-		"a field twice":         {text: func(s string) string { return strings.Replace(s, `"version":1`, `"version":1,"version":1`, 1) }, want: "not written as"},
+		"no metadata at all":    {config: func(c *config) { c.Objects[3].EROFS.Size = 0 }, want: "metadata of 0 bytes"},
+		"metadata of 257 MiB":   {config: func(c *config) { c.Objects[3].EROFS.Size = 257 << 20 }, want: "metadata of 269484032 bytes"},
+		"metadata of -1 bytes":  {config: func(c *config) { c.Objects[3].EROFS.Size = -1 }, want: "metadata of -1 bytes"},
+		"metadata of two sizes": {config: func(c *config) { c.Objects[4].EROFS.Size++ }, want: "two sizes"},
+		"other metadata":        {config: func(c *config) { c.Objects[4].EROFS.Digest[0] ^= 1 }, want: "other layers"},
+		"too much metadata":     {config: muchMetadata, want: "its EROFS metadata have more than"},
+		"null metadata":         {text: func(s string) string { return strings.Replace(s, `"erofs":{`, `"erofs":null,"x":{`, 1) }, want: "not written as"},
+		"an added field":        {text: func(s string) string { return strings.Replace(s, `"version":2`, `"version":2,"x":2`, 1) }, want: "not written as"},
+		"a field twice":         {text: func(s string) string { return strings.Replace(s, `"version":2`, `"version":2,"version":2`, 1) }, want: "not written as"},
 		"white space":           {text: func(s string) string { return s + "\n" }, want: "not written as"},
-		"null objects":          {text: func(string) string { return `{"version":1,"objects":null}` }, want: "not written as"},
+		"null objects":          {text: func(string) string { return `{"version":2,"objects":null}` }, want: "not written as"},
 		"upper case":            {text: func(s string) string { return strings.Replace(s, `"digest"`, `"Digest"`, 1) }, want: "not written as"},
 		"no JSON":               {text: func(s string) string { return s[1:] }, want: "invalid character"},
 		"an array":              {text: func(s string) string { return "[]" }, want: "cannot unmarshal"},
@@ -344,6 +418,16 @@ func manyPieces(c *config) {
 	}
 }
 
+// muchMetadata lists objects with more EROFS metadata in all than an index may have.
+func muchMetadata(c *config) {
+	o := c.Objects[2]
+	for i := range MaxEROFSTotal/MaxEROFS + 1 {
+		o.Digest = piece.Digest{byte(i), 1}
+		o.Blob, o.EROFS = o.Digest, &Metadata{Digest: piece.Digest{byte(i), 2}, Size: MaxEROFS}
+		c.Objects = append(c.Objects, o)
+	}
+}
+
 func TestLoadMissingParts(t *testing.T) {
 	a := build(t, entries(t)...)
 	for d := range a.blobs {
@@ -365,6 +449,11 @@ func TestBuildRefuses(t *testing.T) {
 	if _, err := Build(subject, []Entry{e}); err == nil {
 		t.Error("a blob named by SHA-512 was listed")
 	}
+	large := object(t, 1, 10)
+	large.EROFS = &Metadata{Digest: piece.Digest{1}, Size: MaxEROFS + 1}
+	if _, err := Build(subject, []Entry{large}); err == nil || !strings.HasPrefix(err.Error(), "build index of "+subject.Digest.String()) {
+		t.Errorf("EROFS metadata of %d bytes: %v", large.EROFS.Size, err)
+	}
 	one, two := object(t, 1, 10), object(t, 2, 10)
 	two.Blob = one.Blob
 	if _, err := Build(subject, []Entry{one, two}); err == nil {
@@ -375,7 +464,7 @@ func TestBuildRefuses(t *testing.T) {
 func FuzzParseConfig(f *testing.F) {
 	a := build(f, entries(f)...)
 	f.Add(a.blobs[a.descs[len(a.descs)-1].Digest])
-	f.Add([]byte(`{"version":1,"objects":[]}`))
+	f.Add([]byte(`{"version":2,"objects":[]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := parseConfig(b)
 		if err != nil {

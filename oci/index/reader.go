@@ -25,7 +25,8 @@ type Index struct {
 }
 
 // Load reads the index whose manifest has the given bytes, which the caller
-// trusts, and fetches its parts by their digests. It fails on anything that
+// trusts, and fetches the list of objects and the piece layers by their digests;
+// EROFS metadata and objects stay where they are. It fails on anything that
 // Build would not have written, and before it holds more than the limits allow.
 func Load(ctx context.Context, fetcher content.Fetcher, manifest []byte) (*Index, error) {
 	x, err := load(ctx, fetcher, manifest)
@@ -49,7 +50,7 @@ func load(ctx context.Context, fetcher content.Fetcher, manifest []byte) (*Index
 		return nil, fmt.Errorf("its list of objects: %w", err)
 	}
 	if !slices.EqualFunc(c.layers(), m.Layers, content.Equal) {
-		return nil, fmt.Errorf("its manifest names other piece layers than its list of objects")
+		return nil, fmt.Errorf("its manifest has other layers than its list of objects asks for")
 	}
 	trees, err := loadTrees(ctx, fetcher, c.Objects)
 	if err != nil {

@@ -24,17 +24,19 @@ const parallel = 8
 
 // An Entry is an object to be listed and the blob, a layer of the subject, that holds it.
 type Entry struct {
-	Blob ocispec.Descriptor // only the digest is used
-	Tree *piece.Tree
+	Blob  ocispec.Descriptor // only the digest is used
+	Tree  *piece.Tree
+	EROFS *Metadata // nil where there are none
 }
 
-// An Artifact is an index that was built: its manifest and what that refers to.
+// An Artifact is an index that was built: its manifest and what of its parts is
+// small, the list of objects and the piece layers.
 type Artifact struct {
 	Descriptor ocispec.Descriptor // of Manifest
 	Manifest   []byte             // not to be changed
 
 	blobs map[digest.Digest][]byte
-	descs []ocispec.Descriptor // of blobs, in order
+	descs []ocispec.Descriptor // of blobs, the list of objects last
 }
 
 // Build makes the index of subject, the manifest whose layers the entries are,
@@ -45,7 +47,7 @@ func Build(subject ocispec.Descriptor, entries []Entry) (*Artifact, error) {
 	c := config{Version: Version}
 	listed := make(map[piece.Digest]bool)
 	for _, e := range entries {
-		object := Object{Object: e.Tree.Object()}
+		object := Object{Object: e.Tree.Object(), EROFS: e.EROFS}
 		if listed[object.Digest] {
 			continue
 		}
@@ -72,7 +74,7 @@ func Build(subject ocispec.Descriptor, entries []Entry) (*Artifact, error) {
 		return nil, fmt.Errorf("build index of %s: its list of objects has more than %d bytes", subject.Digest, MaxConfig)
 	}
 	layers := c.layers()
-	if len(a.descs) == 0 {
+	if layers[0].MediaType == ocispec.MediaTypeEmptyJSON {
 		a.add(ocispec.MediaTypeEmptyJSON, ocispec.DescriptorEmptyJSON.Data)
 	}
 	a.add(oci.MediaTypeIndexConfig, text)
@@ -106,7 +108,8 @@ func (a *Artifact) add(mediaType string, b []byte) [sha256.Size]byte {
 
 // Push stores the index, its manifest last. It is found as a referrer of its
 // subject from then on, which need not be stored yet. What target holds already
-// is not sent again.
+// is not sent again. EROFS metadata and expanded objects the caller stores
+// beforehand: a registry refuses a manifest that lacks a layer.
 func (a *Artifact) Push(ctx context.Context, target content.Storage) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)

@@ -67,6 +67,15 @@ func (s *Signer) Sign(ctx context.Context, subject piece.Digest) ([]byte, error)
 	return protojson.Marshal(signed)
 }
 
+// Verifier returns a Verifier for the public half of the signer's key. source is as NewVerifier's.
+func (s *Signer) Verifier(source string) (*Verifier, error) {
+	public, err := s.key.GetPublicKeyPem()
+	if err != nil {
+		return nil, fmt.Errorf("read public key from %s: %w", source, err)
+	}
+	return NewVerifier([]byte(public), source)
+}
+
 // A keypair is a key in the form that sign.Bundle takes.
 type keypair struct {
 	signer    signature.SignerVerifier

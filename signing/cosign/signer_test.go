@@ -67,6 +67,9 @@ func TestSignAndVerify(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if own, err := s.Verifier(name); err != nil || own.Identity() != v.Identity() {
+				t.Errorf("the signer's own verifier is %v, %v; want %v", own, err, v)
+			}
 			b, err := s.Sign(t.Context(), subject)
 			if err != nil {
 				t.Fatal(err)

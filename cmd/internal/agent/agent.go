@@ -20,7 +20,9 @@ import (
 	"github.com/spate-project/spate/cache"
 	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/cmd/internal/telemetry"
+	"github.com/spate-project/spate/oci/mirror"
 	"github.com/spate-project/spate/oci/remote"
+	"github.com/spate-project/spate/oci/snapshot"
 	"github.com/spate-project/spate/p2p"
 	"github.com/spate-project/spate/p2p/identity"
 	"github.com/spate-project/spate/p2p/link"
@@ -43,6 +45,13 @@ type Options struct {
 
 	// ReadTimeout is how long a read waits for a piece, all tries together, before it fails; 2 minutes when 0.
 	ReadTimeout time.Duration
+
+	// Images. Without a Snapshotter containerd cannot use the agent as one.
+	Snapshotter string   // path of the unix socket where containerd finds it
+	Holder      []string // command of the process that keeps mounts for the next agent; without one images end with the agent
+
+	// Mirrored registries, HOST[:PORT]; see mirror.Options, of which Registries[0] is the Default.
+	Registries []string
 
 	// The mesh. Without an Identity the agent has no peers and reads everything from the registry.
 	Trackers     []string           // base URLs
@@ -78,6 +87,12 @@ type Agent struct {
 	running context.Context // Run's; nil before it
 	ending  bool            // no new task begins
 	tasks   sync.WaitGroup  // what runs beside Run's own: requests, mounts, fills
+
+	shelf       *shelf
+	mirror      *mirror.Mirror
+	images      *images // nil without a snapshotter, and so are the next two
+	snapshotter *snapshot.Snapshotter
+	containerd  net.Listener // where the snapshotter is served
 
 	artifacts map[string]*artifact // by manifest digest
 	objects   map[piece.Digest]int // how many files of artifacts are each object
@@ -133,6 +148,10 @@ func New(opts Options) (_ *Agent, err error) {
 		}
 	}
 	a.mesh = p2p.New(mesh)
+	if err := a.openImages(); err != nil {
+		a.socket.Close()
+		return nil, err
+	}
 	telemetry.Register(metrics, a.counts, families())
 	a.mesh.SetLimits(opts.Prefetch, opts.Demand)
 	return a, nil
@@ -157,17 +176,21 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 		g.Go(func() error { return a.peers.Run(ctx) })
 	}
 	g.Go(func() error { return serve(ctx, a.socket, a.counted(a.control())) })
-	g.Go(func() error { return serve(ctx, ln, a.public()) })
+	g.Go(func() error { return serve(ctx, ln, a.counted(a.public())) })
+	if a.snapshotter != nil {
+		g.Go(func() error { return a.serveImages(ctx) })
+	}
 	err := g.Wait()
 	a.mu.Lock()
 	a.ending = true
 	a.mu.Unlock()
 	a.tasks.Wait()
+	a.mirror.Close()
 	a.transport.CloseIdleConnections()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	return errors.Join(err, a.store.Close())
+	return errors.Join(err, a.closeImages(), a.store.Close())
 }
 
 // errEnding refuses what comes too late.

@@ -81,6 +81,7 @@ func (a *Agent) public() http.Handler {
 	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, r *http.Request) { reply(w, a.Status(), nil) })
 	mux.HandleFunc("GET "+limitsPath, func(w http.ResponseWriter, r *http.Request) { reply(w, a.Limits(), nil) })
 	mux.Handle("GET "+telemetry.MetricsPath, a.metrics.Handler())
+	mux.Handle("/v2/", a.mirror)
 	mux.HandleFunc("GET "+healthPath, func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("ok\n")) })
 	return mux
 }

@@ -3,6 +3,8 @@ package agent
 import (
 	"github.com/spate-project/spate/cache"
 	"github.com/spate-project/spate/cmd/internal/telemetry"
+	"github.com/spate-project/spate/oci/mirror"
+	"github.com/spate-project/spate/oci/snapshot"
 	"github.com/spate-project/spate/p2p"
 )
 
@@ -16,6 +18,8 @@ type counts struct {
 	artifacts      int
 	mounts         int
 	bans           int
+	layers         snapshot.Stats
+	mirror         mirror.Stats
 }
 
 func (a *Agent) counts() counts {
@@ -23,6 +27,10 @@ func (a *Agent) counts() counts {
 		cache: a.store.Stats(), mesh: a.mesh.Totals(),
 		sent: a.opts.Link.Sent(), received: a.opts.Link.Received(),
 		limits: a.Limits(), linkRate: a.linkRate(), bans: len(a.bans()),
+		mirror: a.mirror.Stats(),
+	}
+	if a.snapshotter != nil {
+		c.layers = a.snapshotter.Stats()
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -80,6 +88,40 @@ func families() []telemetry.Family[counts] {
 		telemetry.By("spate_leases_ended_total", "Pieces leased to this node: drawn from the registry and verified, or given back.", "outcome",
 			func(c counts) values {
 				return values{"drawn": float64(c.mesh.OriginPieces), "returned": float64(c.mesh.Returned)}
+			}),
+
+		// Images.
+		telemetry.By("spate_layers_total", "Layers of images by how they became readable: mounted as lazy-file or lazy-loop, unpacked by containerd, refused by the policy.", "path",
+			func(c counts) values {
+				v := values{string(snapshot.Unpacked): 0, "refused": float64(c.layers.Refused)}
+				for _, path := range []snapshot.Path{snapshot.LazyFile, snapshot.LazyLoop} {
+					v[string(path)] = float64(c.layers.Mounted[path])
+				}
+				for _, n := range c.layers.Unpacked {
+					v[string(snapshot.Unpacked)] += float64(n)
+				}
+				return v
+			}),
+		telemetry.By("spate_layers_unpacked_total", "Layers of images that containerd was left to unpack, by why.", "reason",
+			func(c counts) values {
+				v := values{}
+				for _, r := range snapshot.Reasons() {
+					v[string(r)] = float64(c.layers.Unpacked[r])
+				}
+				return v
+			}),
+		telemetry.One("spate_layers_lost_total", "Layers of images that could not be opened again after a restart.",
+			func(c counts) int64 { return c.layers.NotRestored }),
+		telemetry.By("spate_mirror_answers_total", "Answers of the mirror by where they came from.", "source",
+			func(c counts) values {
+				return values{
+					"origin": float64(c.mirror.Origin.Answers), "mesh": float64(c.mirror.Mesh.Answers), "memory": float64(c.mirror.Memory.Answers),
+					"denied": float64(c.mirror.Denied.Answers), "failed": float64(c.mirror.Failed.Answers),
+				}
+			}),
+		telemetry.By("spate_mirror_bytes_total", "Bytes of the mirror's answers by where they came from.", "source",
+			func(c counts) values {
+				return values{"origin": float64(c.mirror.Origin.Bytes), "mesh": float64(c.mirror.Mesh.Bytes), "memory": float64(c.mirror.Memory.Bytes)}
 			}),
 
 		// The cache.

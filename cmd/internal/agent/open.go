@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/spate-project/spate/cache"
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/cmd/internal/ui"
+	"github.com/spate-project/spate/oci/image"
 	"github.com/spate-project/spate/oci/model"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p"
@@ -42,12 +44,20 @@ func (f file) whole(ctx context.Context) error {
 
 // open admits reference and brings its objects into the mesh as fill says. Each open is matched by one release.
 func (a *Agent) open(ctx context.Context, reference string, fill p2p.JoinOptions) (*artifact, error) {
-	admitting, ended := a.opts.Tracer.Start(ctx, "admit", slog.String("reference", reference))
-	admission, _, err := Admit(admitting, a.opts.Policy, a.opts.Remote, reference)
-	ended(err)
+	admission, err := a.admit(ctx, reference, online)
 	if err != nil {
 		return nil, err
 	}
+	if len(admission.Layers) > 0 {
+		return nil, ui.WithHint(fmt.Errorf("open %s: it is a container image, which has layers and no files", reference),
+			"have containerd pull it, with the agent as its snapshotter")
+	}
+	return a.use(admission, fill)
+}
+
+// use brings the objects of what was admitted into the mesh as fill says. Each use is matched by one release.
+func (a *Agent) use(admission *Admission, fill p2p.JoinOptions) (_ *artifact, err error) {
+	reference := admission.Trusted.Reference()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	key := admission.Trusted.Manifest().Descriptor.Digest.String()
@@ -80,7 +90,7 @@ func (a *Agent) openAll(admission *Admission) (*artifact, error) {
 		reference: admission.Trusted.Reference(),
 		digest:    admission.Trusted.Manifest().Descriptor.Digest.String(),
 	}
-	for _, f := range admission.Files {
+	for _, f := range append(admission.Files, layerFiles(admission.Layers)...) {
 		o, err := a.openObject(admission, f)
 		if err != nil {
 			a.close(art)
@@ -89,6 +99,28 @@ func (a *Agent) openAll(admission *Admission) (*artifact, error) {
 		art.files = append(art.files, file{f, o})
 	}
 	return art, nil
+}
+
+// layerFiles returns the objects of an image's layers as files, each once, named by their digests.
+func layerFiles(layers []image.Indexed) (files []model.File) {
+	seen := make(map[piece.Digest]bool)
+	for _, l := range layers {
+		if !seen[l.DiffID] {
+			files = append(files, model.File{Path: l.DiffID.Hex(), Mode: 0o444, Descriptor: l.Object})
+		}
+		seen[l.DiffID] = true
+	}
+	return files
+}
+
+// object returns the object of that digest, which art has.
+func (art *artifact) object(d piece.Digest) *cache.Object {
+	for _, f := range art.files {
+		if f.object.Tree().Object().Digest == d {
+			return f.object
+		}
+	}
+	return nil
 }
 
 // fetch hashes again what an earlier process left of the artifact, so that it

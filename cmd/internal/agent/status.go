@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ type Status struct {
 	Node      string           `json:"node,omitempty"`     // its name in the mesh
 	MeshAddr  string           `json:"meshAddr,omitempty"` // where peers reach it
 	Artifacts []ArtifactStatus `json:"artifacts"`
+	Layers    []LayerStatus    `json:"layers,omitempty"` // of containerd's images
 	Bans      []BanStatus      `json:"bans"`
 	Cache     cache.Stats      `json:"cache"`
 	Sent      int64            `json:"sentBytes"`     // over the node's link, all traffic
@@ -58,6 +60,33 @@ type ObjectStatus struct {
 	Wasted    int64 `json:"wastedBlocks"` // from peers, that were there already
 }
 
+// A LayerStatus is a layer of an image in containerd's store.
+type LayerStatus struct {
+	Image  string `json:"image,omitempty"`
+	Layer  string `json:"layer,omitempty"`  // digest of the blob
+	Path   string `json:"path"`             // how it is read: lazy-file, lazy-loop, unpacked; empty while it cannot be
+	Reason string `json:"reason,omitempty"` // why it is unpacked
+	Held   int64  `json:"heldBytes"`        // on this disk
+}
+
+// layers returns the layers in containerd's store.
+func (a *Agent) layers() []LayerStatus {
+	if a.snapshotter == nil {
+		return nil
+	}
+	list, err := a.snapshotter.List(context.Background())
+	if err != nil {
+		a.log.Error("list the layers of images", "err", err)
+	}
+	var layers []LayerStatus
+	for _, l := range list {
+		if l.ChainID != "" {
+			layers = append(layers, LayerStatus{l.Image, l.Layer, string(l.Path), string(l.Reason), l.Held})
+		}
+	}
+	return layers
+}
+
 // A BanStatus is a peer that the node has nothing to do with for a while.
 type BanStatus struct {
 	Peer   string    `json:"peer"`
@@ -70,6 +99,7 @@ func (a *Agent) Status() Status {
 	s := Status{
 		Time:      time.Now(),
 		Artifacts: []ArtifactStatus{},
+		Layers:    a.layers(),
 		Bans:      a.bans(),
 		Cache:     a.store.Stats(),
 		Sent:      a.opts.Link.Sent(), Received: a.opts.Link.Received(),

@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/oci/mirror"
+	"github.com/spate-project/spate/p2p"
+)
+
+// mirrored gives the mirror the blobs that are objects: those travel through the
+// mesh as they are. Compressed layers do not.
+type mirrored struct{ agent *Agent }
+
+var _ mirror.Blobs = mirrored{}
+
+// Open implements mirror.Blobs.
+func (m mirrored) Open(ctx context.Context, reference string, blob ocispec.Descriptor) (io.ReadSeekCloser, error) {
+	digest, err := piece.ParseDigest(blob.Digest.String())
+	if err != nil {
+		return nil, err
+	}
+	admission, err := m.agent.admit(ctx, reference, online)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := admission.Index.Tree(digest); !ok {
+		return nil, fmt.Errorf("blob %s of %s: %w", blob.Digest, reference, piece.ErrNotHere)
+	}
+	art, err := m.agent.use(admission, p2p.JoinOptions{})
+	if err != nil {
+		return nil, err
+	}
+	object := art.object(digest)
+	if object == nil {
+		m.agent.release(art)
+		return nil, fmt.Errorf("blob %s of %s: %w", blob.Digest, reference, piece.ErrNotHere)
+	}
+	read := readerAt(func(p []byte, off int64) (int, error) { return object.ReadContext(ctx, p, off) })
+	return &blobReader{io.NewSectionReader(read, 0, object.Size()), func() { m.agent.release(art) }}, nil
+}
+
+type readerAt func(p []byte, off int64) (int, error)
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) { return r(p, off) }
+
+// A blobReader reads an object that is open for it.
+type blobReader struct {
+	*io.SectionReader
+	release func()
+}
+
+func (r *blobReader) Close() error {
+	r.release()
+	return nil
+}

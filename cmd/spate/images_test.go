@@ -1,0 +1,293 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/spate-project/spate/cmd/internal/agent"
+	"github.com/spate-project/spate/cmd/internal/lab"
+	"github.com/spate-project/spate/oci/remote"
+	"github.com/spate-project/spate/oci/snapshot/containerdtest"
+)
+
+// A site is a registry and the keys of those who use it.
+type site struct {
+	t        testing.TB
+	dir      string
+	registry string // HOST:PORT
+	keys     lab.Keys
+}
+
+// A node is an agent, for a containerd.
+type node struct {
+	*site
+	name   string
+	listen string
+	agent  *exec.Cmd
+}
+
+// newSite starts a registry, which has the given flags too.
+func newSite(t testing.TB, nodes []string, flags ...string) *site {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "spate") // sockets' paths are short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		detachBelow(dir)
+		os.RemoveAll(dir)
+	})
+	s := &site{t: t, dir: dir, registry: free(t)}
+	if s.keys, err = lab.NewKeys(dir, time.Hour, nodes); err != nil {
+		t.Fatal(err)
+	}
+	s.start("registry", append([]string{"registry", "--data", filepath.Join(dir, "registry"), "--listen", s.registry}, flags...)...)
+	s.answers(s.registry)
+	return s
+}
+
+// newNode starts the agent of a node, which has the given flags too.
+func (s *site) newNode(name string, flags ...string) *node {
+	s.t.Helper()
+	n := &node{site: s, name: name, listen: free(s.t)}
+	n.startAgent(flags...)
+	return n
+}
+
+func free(t testing.TB) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+func (n *node) data() string   { return filepath.Join(n.dir, n.name) }
+func (n *node) socket() string { return filepath.Join(n.dir, n.name+".sock") }
+
+// startAgent starts the agent, in place of one that is dead.
+func (n *node) startAgent(flags ...string) {
+	n.t.Helper()
+	n.agent = n.start(n.name, append([]string{"agent", "--data", n.data(), "--listen", n.listen, "--registry", "http://" + n.registry,
+		"--key", n.keys.Verify(), "--snapshotter", n.socket()}, flags...)...)
+	n.answers(n.listen)
+}
+
+// start runs this program until the test ends.
+func (s *site) start(name string, args ...string) *exec.Cmd {
+	s.t.Helper()
+	log, err := os.OpenFile(filepath.Join(s.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.Command("spate", args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		if s.t.Failed() {
+			b, _ := os.ReadFile(log.Name())
+			s.t.Logf("%s:\n%s", name, b[max(0, len(b)-8<<10):])
+		}
+	})
+	return cmd
+}
+
+func (s *site) answers(addr string) {
+	s.t.Helper()
+	for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			return
+		}
+		if time.Since(start) > time.Minute {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// spate runs a command to its end.
+func (s *site) spate(args ...string) (string, error) {
+	cmd := exec.Command("spate", args...)
+	cmd.Env = append(os.Environ(), "COSIGN_PASSWORD=")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("spate %s: %w: %s", strings.Join(args, " "), err, &stderr)
+	}
+	return string(out), err
+}
+
+func (n *node) status() (s agent.Status) {
+	n.t.Helper()
+	out, err := n.spate("status", "--data", n.data(), "--output", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &s)
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s
+}
+
+// push pushes an image with busybox in its first layer, and returns its name.
+func (s *site) push(name string, layers ...map[string][]byte) string {
+	s.t.Helper()
+	ref := s.registry + "/" + name + ":v1"
+	repo, err := remote.Open(ref, remote.Options{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	put := func(mediaType string, b []byte) ocispec.Descriptor {
+		s.t.Helper()
+		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+		if err := repo.Push(s.t.Context(), d, bytes.NewReader(b)); err != nil {
+			s.t.Fatal(err)
+		}
+		return d
+	}
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		s.t.Fatalf("%v: apt-get install busybox-static", err)
+	}
+	layers[0]["bin/busybox"] = busybox
+	config := ocispec.Image{
+		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
+		RootFS:   ocispec.RootFS{Type: "layers"},
+	}
+	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	for _, files := range layers {
+		var object, blob bytes.Buffer
+		z := gzip.NewWriter(&blob)
+		w := tar.NewWriter(io.MultiWriter(&object, z))
+		for name, b := range files {
+			if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(b))}); err != nil {
+				s.t.Fatal(err)
+			}
+			w.Write(b)
+		}
+		w.Close()
+		z.Close()
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(object.Bytes()))
+		manifest.Layers = append(manifest.Layers, put(ocispec.MediaTypeImageLayerGzip, blob.Bytes()))
+	}
+	text, err := json.Marshal(config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	manifest.Config = put(ocispec.MediaTypeImageConfig, text)
+	if text, err = json.Marshal(manifest); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := repo.Tag(s.t.Context(), put(manifest.MediaType, text), "v1"); err != nil {
+		s.t.Fatal(err)
+	}
+	return ref
+}
+
+// noise returns bytes that no compression makes fewer.
+func noise(size int, seed uint64) []byte {
+	b := make([]byte, size)
+	var key [32]byte
+	key[0] = byte(seed)
+	rand.NewChaCha8(key).Read(b)
+	return b
+}
+
+// TestImages starts unmodified images lazily on a real containerd, kills the
+// agent below a running container, and takes the images away again.
+func TestImages(t *testing.T) {
+	n := newSite(t, nil).newNode("node")
+	weights := noise(24<<20, 1)
+	ref := n.push("app",
+		map[string][]byte{"etc/greeting": []byte("one\n")},
+		map[string][]byte{"etc/greeting": []byte("two\n"), "data/weights": weights})
+	if out, err := n.spate("index", ref, "--sign-key", n.keys.Sign()); err != nil {
+		t.Fatal(err)
+	} else {
+		t.Log(out)
+	}
+	c := containerdtest.Start(t, containerdtest.Modern(t), n.socket())
+	c.Pull(ref)
+	s := n.status()
+	if len(s.Layers) != 2 {
+		t.Fatalf("there are layers %+v, want 2", s.Layers)
+	}
+	for _, l := range s.Layers {
+		if l.Path != "lazy-file" {
+			t.Errorf("a layer is not lazy: %+v", l)
+		}
+	}
+	if out := c.Run(ref, "hello", "/bin/busybox", "cat", "/etc/greeting"); out != "two\n" {
+		t.Errorf("a container reads %q", out)
+	}
+	if s = n.status(); s.Artifacts[0].Present > int64(len(weights)/2) {
+		t.Errorf("a container that reads nothing much has fetched %d bytes", s.Artifacts[0].Present)
+	}
+
+	c.RunDetached(ref, "long", "/bin/busybox", "sleep", "1000")
+	want := fmt.Sprintf("%x", sha256.Sum256(weights))
+	var reads sync.WaitGroup
+	for range 4 {
+		reads.Go(func() {
+			for i := range 6 {
+				skip := i * 4
+				out := c.Exec("long", "/bin/busybox", "sh", "-c",
+					fmt.Sprintf("/bin/busybox dd if=/data/weights bs=1M skip=%d count=4 2>/dev/null | /bin/busybox sha256sum", skip))
+				if sum := fmt.Sprintf("%x", sha256.Sum256(weights[skip<<20:(skip+4)<<20])); !strings.HasPrefix(out, sum) {
+					t.Errorf("a container reads %q at %d MiB, want %s", out, skip, sum)
+				}
+			}
+		})
+	}
+	time.Sleep(200 * time.Millisecond)
+	n.agent.Process.Kill()
+	n.agent.Wait()
+	n.startAgent()
+	reads.Wait()
+	if out := c.Exec("long", "/bin/busybox", "sha256sum", "/data/weights"); !strings.HasPrefix(out, want) {
+		t.Errorf("after a kill a container reads %q, want %s", out, want)
+	}
+
+	c.RemoveContainer("long")
+	c.RemoveImage(ref)
+	c.Until("the image's mounts are gone", func() error {
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err == nil && strings.Contains(string(mounts), n.data()) {
+			err = fmt.Errorf("something is mounted below %s", n.data())
+		}
+		return err
+	})
+	if s = n.status(); len(s.Layers) > 0 {
+		t.Errorf("the image is removed, and there are layers %+v", s.Layers)
+	}
+}
