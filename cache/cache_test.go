@@ -175,6 +175,7 @@ func TestStore(t *testing.T) {
 		"wrong blocks":    testWrongBlocks,
 		"open twice":      testOpenTwice,
 		"another root":    testAnotherRoot,
+		"remove":          testRemove,
 		"reopen":          testReopen,
 		"lock":            testLock,
 		"closing":         testClosing,

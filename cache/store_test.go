@@ -64,6 +64,28 @@ func testOpenTwice(t *testing.T, dir string) {
 	}
 }
 
+func testRemove(t *testing.T, dir string) {
+	s := openStore(t, dir, Options{})
+	data := content(1, 3*small)
+	o := openObject(t, s, treeOf(t, data, small), nil)
+	d := o.Tree().Object().Digest
+	put(t, o, data, 0)
+	if err := s.Remove(d); err == nil || !o.Has(0) {
+		t.Errorf("an open object was removed: %v", err)
+	}
+	o.Close()
+	for range 2 { // the second one finds nothing
+		if err := s.Remove(d); err != nil {
+			t.Error(err)
+		}
+	}
+	o = openObject(t, s, treeOf(t, data, small), nil)
+	defer o.Close()
+	if p := o.Progress(); p.Present+p.Claimed > 0 {
+		t.Errorf("a removed object has %+v", p)
+	}
+}
+
 func testAnotherRoot(t *testing.T, dir string) {
 	s := openStore(t, dir, Options{})
 	data := content(1, 3*small)

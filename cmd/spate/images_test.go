@@ -23,11 +23,14 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content/memory"
 
 	"github.com/spate-project/spate/cmd/internal/agent"
 	"github.com/spate-project/spate/cmd/internal/lab"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/oci/snapshot/containerdtest"
+	"github.com/spate-project/spate/signing/cosign"
 )
 
 // A site is a registry and the keys of those who use it.
@@ -35,6 +38,7 @@ type site struct {
 	t        testing.TB
 	dir      string
 	registry string // HOST:PORT
+	server   *exec.Cmd
 	keys     lab.Keys
 }
 
@@ -61,7 +65,7 @@ func newSite(t testing.TB, nodes []string, flags ...string) *site {
 	if s.keys, err = lab.NewKeys(dir, time.Hour, nodes); err != nil {
 		t.Fatal(err)
 	}
-	s.start("registry", append([]string{"registry", "--data", filepath.Join(dir, "registry"), "--listen", s.registry}, flags...)...)
+	s.server = s.start("registry", append([]string{"registry", "--data", filepath.Join(dir, "registry"), "--listen", s.registry}, flags...)...)
 	s.answers(s.registry)
 	return s
 }
@@ -289,5 +293,129 @@ func TestImages(t *testing.T) {
 	})
 	if s = n.status(); len(s.Layers) > 0 {
 		t.Errorf("the image is removed, and there are layers %+v", s.Layers)
+	}
+	c.Until("the image's disk is free", func() error {
+		for _, kept := range []string{"cache/objects/*/*", "erofs/*"} {
+			if paths, err := filepath.Glob(filepath.Join(n.data(), kept)); err != nil || len(paths) > 0 {
+				return fmt.Errorf("there are %v, %v", paths, err)
+			}
+		}
+		return nil
+	})
+}
+
+// TestImagesRestart: what an earlier agent had is there again with the registry
+// away, after an orderly end, a kill, and after everything was unmounted as by a reboot.
+func TestImagesRestart(t *testing.T) {
+	s := newSite(t, nil)
+	n := s.newNode("node")
+	ref := n.push("app", map[string][]byte{"etc/greeting": []byte("one\n")}, map[string][]byte{"data/weights": noise(4<<20, 1)})
+	if _, err := n.spate("index", ref, "--sign-key", n.keys.Sign()); err != nil {
+		t.Fatal(err)
+	}
+	c := containerdtest.Start(t, containerdtest.Modern(t), n.socket())
+	c.Pull(ref)
+	sum := c.Run(ref, "first", "/bin/busybox", "sha256sum", "/data/weights", "/etc/greeting", "/bin/busybox")
+	s.server.Process.Kill()
+	s.server.Wait()
+	for _, end := range []string{"end", "kill", "reboot"} {
+		if end == "end" {
+			n.agent.Process.Signal(syscall.SIGTERM)
+		} else {
+			n.agent.Process.Kill()
+		}
+		n.agent.Wait()
+		if end == "reboot" {
+			detachBelow(n.data())
+		}
+		n.startAgent()
+		if got := c.Run(ref, end, "/bin/busybox", "sha256sum", "/data/weights", "/etc/greeting", "/bin/busybox"); got != sum {
+			t.Errorf("after %s a container reads %q, want %q", end, got, sum)
+		}
+	}
+}
+
+// TestImagesRefused: what is not signed is not pulled, what has no index is
+// unpacked and says so, and altered bytes are never read.
+func TestImagesRefused(t *testing.T) {
+	n := newSite(t, nil).newNode("node")
+	c := containerdtest.Start(t, containerdtest.Modern(t), n.socket())
+
+	unsigned := n.push("unsigned", map[string][]byte{"etc/greeting": []byte("unsigned\n")})
+	if out, err := c.Try("image", "pull", "--plain-http", "--snapshotter", containerdtest.Snapshotter, unsigned); err == nil {
+		t.Errorf("an unsigned image was pulled: %s", out)
+	} else if !strings.Contains(err.Error(), "signature") {
+		t.Errorf("an unsigned image: %v, want what is missing", err)
+	}
+
+	signed := n.push("signed", map[string][]byte{"etc/greeting": []byte("signed\n")})
+	key, err := os.ReadFile(n.keys.Sign())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := cosign.NewSigner(key, func() ([]byte, error) { return nil, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo, err := remote.Open(signed, remote.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	desc, err := repo.Resolve(t.Context(), "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sign(t.Context(), repo, signer, desc); err != nil {
+		t.Fatal(err)
+	}
+	c.Pull(signed)
+	if out := c.Run(signed, "signed", "/bin/busybox", "cat", "/etc/greeting"); out != "signed\n" {
+		t.Errorf("an image without an index reads %q", out)
+	}
+	if s := n.status(); len(s.Layers) != 1 || s.Layers[0].Path != "unpacked" || s.Layers[0].Reason != "not-indexed" {
+		t.Errorf("layers of an image without an index are %+v", s.Layers)
+	}
+
+	// The agent mirrors the one that is signed, and not the other one.
+	mirrored := func(ref string) error {
+		_, name, _ := strings.Cut(ref, "/")
+		repo, err := remote.Open(n.listen+"/"+name, remote.Options{})
+		if err != nil {
+			return err
+		}
+		_, err = oras.Copy(t.Context(), repo, "v1", memory.New(), "v1", oras.DefaultCopyOptions)
+		return err
+	}
+	if err := mirrored(signed); err != nil {
+		t.Errorf("pull a signed image through the mirror: %v", err)
+	}
+	if err := mirrored(unsigned); err == nil || !strings.Contains(err.Error(), "signature") {
+		t.Errorf("pull an unsigned image through the mirror: %v, want what is missing", err)
+	}
+
+	altered := n.push("altered", map[string][]byte{"data/weights": noise(8<<20, 3)})
+	if _, err := n.spate("index", altered, "--sign-key", n.keys.Sign()); err != nil {
+		t.Fatal(err)
+	}
+	c.Pull(altered)
+	var object string // the largest of what the registry has is the layer, expanded
+	var most int64
+	filepath.WalkDir(filepath.Join(n.dir, "registry"), func(path string, d os.DirEntry, err error) error {
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() && info.Size() > most {
+			object, most = path, info.Size()
+		}
+		return nil
+	})
+	f, err := os.OpenFile(object, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("altered"), most/2); err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.Try("run", "--rm", "--snapshotter", containerdtest.Snapshotter, altered, "altered", "/bin/busybox", "sha256sum", "/data/weights")
+	if err == nil || !strings.Contains(err.Error(), "Input/output error") {
+		t.Errorf("altered bytes were read: %s, %v; want an I/O error", out, err)
 	}
 }

@@ -21,7 +21,7 @@ func (e *mountError) Error() string { return e.err.Error() }
 func (e *mountError) Unwrap() error { return e.err }
 
 // mountLayer mounts a layer at dir/fs, or keeps the mount that is there if it
-// reads from the layer's device. The error is a *mountError.
+// reads from the layer's files. The error is a *mountError.
 func mountLayer(layer *Layer, dir string) (Path, error) {
 	path, err := tryMount(layer, filepath.Join(dir, "fs"), filepath.Join(dir, "mount"))
 	if err != nil {
@@ -35,12 +35,17 @@ func tryMount(layer *Layer, dir, record string) (Path, error) {
 	if err != nil {
 		return "", err
 	}
+	metadata, err := identify(layer.Metadata)
+	if err != nil {
+		return "", err
+	}
+	from := device + " " + metadata
 	if mounted(dir) {
-		if path := recorded(record, device); path != "" {
+		if path := recorded(record, from); path != "" {
 			return path, nil
 		}
 	}
-	// A mount that reads from another file has lost its source: containers that
+	// A mount that reads from other files has lost its source: containers that
 	// still run on it keep it, new ones get a new one.
 	if err := errors.Join(unmount(dir), remove(record)); err != nil {
 		return "", err
@@ -55,7 +60,7 @@ func tryMount(layer *Layer, dir, record string) (Path, error) {
 	if err != nil {
 		return "", err
 	}
-	return path, os.WriteFile(record, []byte(string(path)+" "+device), 0o600)
+	return path, os.WriteFile(record, []byte(string(path)+" "+from), 0o600)
 }
 
 // identify names the file system and the file behind name, so that a new file
@@ -69,14 +74,14 @@ func identify(name string) (string, error) {
 }
 
 // recorded returns how the mount that record tells of was made, empty unless it
-// reads from device. A damaged record tells of none.
-func recorded(record, device string) Path {
+// reads from those files. A damaged record tells of none.
+func recorded(record, files string) Path {
 	data, err := os.ReadFile(record)
 	if err != nil {
 		return ""
 	}
 	path, from, _ := strings.Cut(string(data), " ")
-	if from != device || path != string(LazyFile) && path != string(LazyLoop) {
+	if from != files || path != string(LazyFile) && path != string(LazyLoop) {
 		return ""
 	}
 	return Path(path)

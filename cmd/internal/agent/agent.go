@@ -161,10 +161,21 @@ func New(opts Options) (_ *Agent, err error) {
 // ends; then every mount is taken away by force and the cache closed.
 // It returns nil after an orderly end.
 func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
-	g, ctx := errgroup.WithContext(ctx)
+	// Containers are left to the next agent before what brings their bytes ends.
+	until, all := ctx, context.WithoutCancel(ctx)
+	all, end := context.WithCancel(all)
+	defer end()
+	g, ctx := errgroup.WithContext(all)
 	a.mu.Lock()
 	a.running = ctx
 	a.mu.Unlock()
+	g.Go(func() error {
+		defer end()
+		until, cancel := context.WithCancel(until)
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		return a.serveImages(until)
+	})
 
 	if a.opts.Tracer != nil {
 		g.Go(func() error { return a.opts.Tracer.Run(ctx) })
@@ -177,9 +188,6 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 	}
 	g.Go(func() error { return serve(ctx, a.socket, a.counted(a.control())) })
 	g.Go(func() error { return serve(ctx, ln, a.counted(a.public())) })
-	if a.snapshotter != nil {
-		g.Go(func() error { return a.serveImages(ctx) })
-	}
 	err := g.Wait()
 	a.mu.Lock()
 	a.ending = true
@@ -195,6 +203,13 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 
 // errEnding refuses what comes too late.
 var errEnding = errors.New("the agent is ending")
+
+// context returns Run's.
+func (a *Agent) context() context.Context {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.running
+}
 
 // spawn runs f until it returns, with Run's context; Run waits for it. It
 // reports false, and f does not run, when the agent is not running. The caller holds a.mu.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,15 +33,32 @@ type images struct {
 	agent *Agent
 	dir   string // images/DIGEST is where an image's objects are shown, erofs/DIGEST is metadata
 
+	// askRegistry has Restore ask the registry too, once what is here was not enough.
+	askRegistry atomic.Bool
+
 	mu     sync.Mutex
 	open   map[digest.Digest]*shown // by manifest
 	holder holder.Store             // nil when there is none
+	left   bool                     // all mounts are the next agent's
+	again  *time.Timer              // of a sweep that has left something
 }
+
+const (
+	// opening bounds what a registry may take to tell of an image.
+	opening = time.Minute
+
+	// unfinishedName is of metadata that are being fetched.
+	unfinishedName = "new-*"
+
+	// sweeping is after what time unused images that are in use are looked at again.
+	sweeping = 10 * time.Second
+)
 
 var _ snapshot.Layers = (*images)(nil)
 
 // A shown image is mounted, or about to be.
 type shown struct {
+	from  source
 	ready chan struct{} // closed when err, or the rest, is known
 	err   error
 
@@ -58,6 +77,10 @@ func newImages(a *Agent, dir string) (*images, error) {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("make the directory of images: %w", err)
 		}
+	}
+	unfinished, _ := filepath.Glob(filepath.Join(dir, "erofs", unfinishedName))
+	for _, path := range unfinished {
+		os.Remove(path)
 	}
 	s := &images{agent: a, dir: dir, open: make(map[digest.Digest]*shown)}
 	if len(a.opts.Holder) == 0 {
@@ -99,17 +122,47 @@ func (a *Agent) openImages() (err error) {
 	return err
 }
 
-// serveImages serves containerd, and meanwhile opens again what an earlier agent had open.
+// serveImages serves containerd until ctx ends, and meanwhile opens again what
+// an earlier agent had open. Then it leaves the mounts to the next one.
 func (a *Agent) serveImages(ctx context.Context) error {
-	a.mu.Lock()
-	a.spawn(a.images.keep)
-	a.spawn(func(ctx context.Context) {
-		if _, _, err := a.snapshotter.Restore(ctx); err != nil && ctx.Err() == nil {
+	if a.snapshotter == nil {
+		<-ctx.Done()
+		return nil
+	}
+	var beside sync.WaitGroup
+	beside.Go(func() { a.images.keep(ctx) })
+	beside.Go(func() { a.restoreImages(ctx) })
+	err := snapshot.Serve(ctx, a.containerd, a.snapshotter)
+	beside.Wait()
+	a.images.leave()
+	return err
+}
+
+// restoreImages opens again what an earlier agent had open: by what is kept
+// here, and what cannot be opened so by asking the registry, again and again.
+// What is mounted or held and of no image is taken away.
+func (a *Agent) restoreImages(ctx context.Context) {
+	if err := a.snapshotter.Cleanup(ctx); err != nil && ctx.Err() == nil {
+		a.log.Error("free what removed images held", "err", err)
+	}
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		open, all, err := a.snapshotter.Restore(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
 			a.log.Error("open again what was open", "err", err)
+		case open == all:
+			a.images.clear()
+			return
 		}
-	})
-	a.mu.Unlock()
-	return snapshot.Serve(ctx, a.containerd, a.snapshotter)
+		a.images.askRegistry.Store(true)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
 }
 
 func (a *Agent) closeImages() error {
@@ -126,6 +179,9 @@ func (s *images) Open(ctx context.Context, r snapshot.Request) (*snapshot.Layer,
 
 // Restore implements snapshot.Layers.
 func (s *images) Restore(ctx context.Context, r snapshot.Request) (*snapshot.Layer, error) {
+	if s.askRegistry.Load() {
+		return s.layer(ctx, r, online)
+	}
 	return s.layer(ctx, r, fromShelf)
 }
 
@@ -151,14 +207,14 @@ func (s *images) layer(ctx context.Context, r snapshot.Request, from source) (*s
 func (s *images) layerOf(ctx context.Context, im *shown, r snapshot.Request, reference string) (*snapshot.Layer, error) {
 	l, ok := im.layers[r.Layer]
 	if !ok {
-		return nil, fmt.Errorf("image %s has no layer %s", reference, r.Layer)
+		return nil, fmt.Errorf("open a layer of %s: the manifest lists no layer %s", reference, r.Layer)
 	}
 	if l.EROFS == nil {
 		return nil, fmt.Errorf("layer %s of %s has no EROFS metadata: %w", r.Layer, reference, snapshot.ErrNotIndexed)
 	}
 	metadata := s.metadata(*l.EROFS)
-	if _, err := os.Stat(metadata); err != nil {
-		return nil, fmt.Errorf("layer %s of %s: %w", r.Layer, reference, err)
+	if err := checkFile(metadata, *l.EROFS); err != nil {
+		return nil, fmt.Errorf("layer %s of %s: look at its EROFS metadata: %w", r.Layer, reference, err)
 	}
 	object := im.artifact.object(l.DiffID)
 	var once sync.Once
@@ -179,16 +235,21 @@ func (s *images) layerOf(ctx context.Context, im *shown, r snapshot.Request, ref
 // use returns the image of the manifest, mounted, and counts one use more. The
 // first use opens it, beyond the end of its context: the next one may need it.
 func (s *images) use(ctx context.Context, reference string, manifest digest.Digest, from source) (*shown, error) {
-	im, err := s.take(ctx, reference, manifest, from)
-	if err != nil {
-		return nil, err
-	}
-	select {
-	case <-im.ready:
-		return im, im.err
-	case <-ctx.Done():
-		s.release(im)
-		return nil, ctx.Err()
+	for {
+		im, err := s.take(ctx, reference, manifest, from)
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-im.ready:
+			if im.err != nil && im.from == fromShelf && from == online {
+				continue // the registry may know better
+			}
+			return im, im.err
+		case <-ctx.Done():
+			s.release(im)
+			return nil, ctx.Err()
+		}
 	}
 }
 
@@ -208,16 +269,19 @@ func (s *images) take(ctx context.Context, reference string, manifest digest.Dig
 		s.mu.Unlock()
 		select {
 		case <-im.done:
-			s.mu.Lock()
+		case <-time.After(lingering): // a copy of the mount is somewhere else
+			s.forget(manifest, im)
 		case <-ctx.Done():
-			s.mu.Lock()
+		}
+		s.mu.Lock()
+		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 	}
-	im := &shown{ready: make(chan struct{}), done: make(chan struct{}), users: 1}
+	im := &shown{from: from, ready: make(chan struct{}), done: make(chan struct{}), users: 1}
 	s.agent.mu.Lock()
 	defer s.agent.mu.Unlock()
-	if !s.agent.spawn(func(ctx context.Context) {
+	if s.left || !s.agent.spawn(func(ctx context.Context) {
 		if im.err = s.show(ctx, im, reference, manifest, from); im.err != nil {
 			s.forget(manifest, im)
 		}
@@ -257,11 +321,15 @@ func (s *images) sweep() {
 		default:
 			continue
 		}
-		if im.users > 0 || im.leaving || im.err != nil {
+		if s.left || im.users > 0 || im.leaving || im.err != nil {
 			continue
 		}
 		if err := im.fs.Unmount(); err != nil {
 			s.agent.log.Warn("an image that nobody uses is in use", "reference", im.artifact.reference, "err", err)
+			if s.again == nil {
+				s.again = time.AfterFunc(sweeping, s.sweep)
+			}
+			s.again.Reset(sweeping)
 			continue
 		}
 		im.leaving = true
@@ -270,6 +338,8 @@ func (s *images) sweep() {
 
 // show admits an image, opens its objects and mounts them.
 func (s *images) show(ctx context.Context, im *shown, reference string, manifest digest.Digest, from source) error {
+	ctx, cancel := context.WithTimeout(ctx, opening)
+	defer cancel()
 	admission, err := s.agent.admit(ctx, reference, from)
 	switch {
 	case errors.Is(err, errNotIndexed):
@@ -302,38 +372,6 @@ func (s *images) show(ctx context.Context, im *shown, reference string, manifest
 	return nil
 }
 
-// mount mounts im, or takes over the mount that an earlier agent left, and
-// serves it until it is gone or the agent ends.
-func (s *images) mount(im *shown, manifest digest.Digest) error {
-	im.dir = filepath.Join(s.dir, "images", manifest.Encoded())
-	entries := make([]mount.Entry, 0, len(im.artifact.files))
-	for _, f := range im.artifact.files {
-		entries = append(entries, mount.Entry{Path: f.Path, Digest: f.object.Tree().Object().Digest, File: f.object})
-	}
-	// A file system cannot be mounted from a file that is passed through.
-	fsys, err := mount.New(entries, mount.Options{Logger: s.agent.log, NoPassthrough: true})
-	if err != nil {
-		return err
-	}
-	resumed := s.resume(fsys, manifest)
-	if !resumed {
-		if err := errors.Join(mount.Clear(im.dir), os.MkdirAll(im.dir, 0o700)); err != nil {
-			return err
-		}
-		if err := fsys.Mount(im.dir); err != nil {
-			return err
-		}
-	}
-	s.mu.Lock()
-	im.fs = fsys
-	if !resumed {
-		s.hold(manifest, im)
-	}
-	s.mu.Unlock()
-	s.agent.tasks.Go(func() { s.serve(im, manifest) }) // this is a task of the agent's, so there is room for one more
-	return nil
-}
-
 // metadata returns where the blob lies.
 func (s *images) metadata(blob ocispec.Descriptor) string {
 	return filepath.Join(s.dir, "erofs", blob.Digest.Encoded())
@@ -351,7 +389,7 @@ func (s *images) fetchMetadata(ctx context.Context, fetcher content.Fetcher, blo
 		return err
 	}
 	defer body.Close()
-	tmp, err := os.CreateTemp(filepath.Dir(path), "new-*")
+	tmp, err := os.CreateTemp(filepath.Dir(path), unfinishedName)
 	if err != nil {
 		return err
 	}
@@ -376,7 +414,40 @@ func checkFile(path string, blob ocispec.Descriptor) error {
 		return err
 	}
 	if got := digest.NewDigest(digest.SHA256, sum); got != blob.Digest {
-		return fmt.Errorf("%s is broken", path)
+		return fmt.Errorf("%s holds %s, not %s", path, got, blob.Digest)
 	}
 	return nil
+}
+
+// free gives back the disk of an image that containerd has removed, but for what others have open.
+func (s *images) free(im *shown) {
+	if err := errors.Join(s.agent.discard(im.artifact), s.discardMetadata(im)); err != nil {
+		s.agent.log.Warn("free what an image took", "reference", im.artifact.reference, "err", err)
+	}
+}
+
+// discardMetadata removes the EROFS metadata that no other image has.
+func (s *images) discardMetadata(im *shown) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	needed := make(map[digest.Digest]bool)
+	for _, other := range s.open {
+		select {
+		case <-other.ready:
+		default:
+			return nil // who knows what that one needs
+		}
+		for _, l := range other.layers {
+			if l.EROFS != nil {
+				needed[l.EROFS.Digest] = true
+			}
+		}
+	}
+	for _, l := range im.layers {
+		if l.EROFS != nil && !needed[l.EROFS.Digest] {
+			needed[l.EROFS.Digest] = true // once
+			err = errors.Join(err, os.Remove(s.metadata(*l.EROFS)))
+		}
+	}
+	return err
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -25,6 +26,9 @@ func (m mirrored) Open(ctx context.Context, reference string, blob ocispec.Descr
 		return nil, err
 	}
 	admission, err := m.agent.admit(ctx, reference, online)
+	if errors.Is(err, errNotIndexed) {
+		return nil, fmt.Errorf("blob %s of %s: %w", blob.Digest, reference, piece.ErrNotHere)
+	}
 	if err != nil {
 		return nil, err
 	}

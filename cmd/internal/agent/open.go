@@ -149,6 +149,24 @@ func (a *Agent) release(art *artifact) {
 	}
 }
 
+// discard removes an artifact that nobody uses any more, and what the cache has of its objects.
+func (a *Agent) discard(art *artifact) (err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if art.users > 0 {
+		return nil
+	}
+	if a.artifacts[art.digest] == art {
+		a.drop(art)
+	}
+	for _, f := range art.files {
+		if d := f.object.Tree().Object().Digest; a.objects[d] == 0 {
+			err = errors.Join(err, a.store.Remove(d))
+		}
+	}
+	return err
+}
+
 // drop forgets art and closes its objects. The caller holds a.mu.
 func (a *Agent) drop(art *artifact) {
 	delete(a.artifacts, art.digest)
