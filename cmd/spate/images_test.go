@@ -179,11 +179,7 @@ func (s *site) push(name string, layers ...map[string][]byte) string {
 		}
 		return d
 	}
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		s.t.Fatalf("%v: apt-get install busybox-static", err)
-	}
-	layers[0]["bin/busybox"] = busybox
+	layers[0]["bin/busybox"] = containerdtest.BusyBox(s.t)
 	config := ocispec.Image{
 		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
 		RootFS:   ocispec.RootFS{Type: "layers"},

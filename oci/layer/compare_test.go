@@ -278,16 +278,6 @@ func put(t testing.TB, w *tar.Writer, hdr *tar.Header, body []byte) {
 	}
 }
 
-// need has a program of a Debian package, installing it when it is not there.
-func need(t *testing.T, pkg, path string) {
-	t.Helper()
-	if _, err := os.Stat(path); err == nil {
-		return
-	}
-	command(t, "apt-get", "update", "-qq")
-	command(t, "apt-get", "install", "-y", "-qq", "--no-install-recommends", pkg)
-}
-
 func command(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)

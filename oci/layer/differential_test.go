@@ -10,10 +10,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spate-project/spate/oci/snapshot/containerdtest"
 )
 
 func TestDifferentialBusybox(t *testing.T) {
-	need(t, "busybox-static", "/bin/busybox")
+	containerdtest.Package(t, "busybox-static", "/bin/busybox")
 	root := t.TempDir()
 	command(t, "mkdir", "-p", root+"/bin", root+"/etc", root+"/tmp")
 	command(t, "chmod", "1777", root+"/tmp")
@@ -36,7 +38,7 @@ func TestDifferentialDebian(t *testing.T) {
 	if testing.Short() {
 		t.Skip("debootstrap takes a while")
 	}
-	need(t, "debootstrap", "/usr/sbin/debootstrap")
+	containerdtest.Package(t, "debootstrap", "/usr/sbin/debootstrap")
 	root := filepath.Join(memoryDir(t), "root")
 	command(t, "debootstrap", "--variant=minbase", "bookworm", root)
 	compareLayers(t, packed(t, root))

@@ -69,11 +69,7 @@ func push(t *testing.T, shelf *shelf, lazy func(i int) bool, files ...map[string
 		}
 		reg.Close()
 	})
-	busybox, err := os.ReadFile("/bin/busybox")
-	if err != nil {
-		t.Fatalf("%v; apt-get install busybox-static", err)
-	}
-	files[0]["bin/busybox"] = string(busybox)
+	files[0]["bin/busybox"] = string(containerdtest.BusyBox(t))
 
 	put := func(path, mediaType string, data []byte) {
 		t.Helper()
