@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -226,7 +227,7 @@ func noise(size int, seed uint64) []byte {
 // TestImages starts unmodified images lazily on a real containerd, kills the
 // agent below a running container, and takes the images away again.
 func TestImages(t *testing.T) {
-	n := newSite(t, nil).newNode("node")
+	n := newSite(t, nil, "--limit-up", "10MB").newNode("node")
 	weights := noise(24<<20, 1)
 	ref := n.push("app",
 		map[string][]byte{"etc/greeting": []byte("one\n")},
@@ -256,20 +257,24 @@ func TestImages(t *testing.T) {
 
 	c.RunDetached(ref, "long", "/bin/busybox", "sleep", "1000")
 	want := fmt.Sprintf("%x", sha256.Sum256(weights))
-	var reads sync.WaitGroup
-	for range 4 {
+	var reads sync.WaitGroup // 200, each of 120 KiB
+	for reader := range 4 {
 		reads.Go(func() {
-			for i := range 6 {
-				skip := i * 4
-				out := c.Exec("long", "/bin/busybox", "sh", "-c",
-					fmt.Sprintf("/bin/busybox dd if=/data/weights bs=1M skip=%d count=4 2>/dev/null | /bin/busybox sha256sum", skip))
-				if sum := fmt.Sprintf("%x", sha256.Sum256(weights[skip<<20:(skip+4)<<20])); !strings.HasPrefix(out, sum) {
-					t.Errorf("a container reads %q at %d MiB, want %s", out, skip, sum)
-				}
+			const script = `for i in $(/bin/busybox seq 0 49); do
+				/bin/busybox dd if=/data/weights bs=120k skip=$((i * 7 % 50 * 4 + READER)) count=1 2>/dev/null | /bin/busybox sha256sum || echo failed
+			done`
+			out := c.Exec("long", "/bin/busybox", "sh", "-c", strings.ReplaceAll(script, "READER", strconv.Itoa(reader)))
+			var want strings.Builder
+			for i := range 50 {
+				off := (i*7%50*4 + reader) * 120 << 10
+				fmt.Fprintf(&want, "%x  -\n", sha256.Sum256(weights[off:off+120<<10]))
+			}
+			if out != want.String() {
+				t.Errorf("a container reads %q, want %q", out, want.String())
 			}
 		})
 	}
-	time.Sleep(200 * time.Millisecond)
+	time.Sleep(500 * time.Millisecond) // of 2.4 s that all bytes take
 	n.agent.Process.Kill()
 	n.agent.Wait()
 	n.startAgent()

@@ -14,6 +14,8 @@ import (
 
 	"github.com/spate-project/spate/cmd/internal/agent"
 	"github.com/spate-project/spate/cmd/internal/ui"
+	"github.com/spate-project/spate/oci"
+	"github.com/spate-project/spate/oci/image"
 	"github.com/spate-project/spate/oci/model"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p/link"
@@ -128,6 +130,9 @@ func pullDirect(ctx context.Context, p *pulled, policy *signing.Policy, opts rem
 		return err
 	}
 	trusted, _, err := policy.Admit(ctx, repo, p.Reference)
+	if err == nil && image.IsIndex(trusted.Manifest().Descriptor.MediaType) {
+		trusted, err = admitModel(ctx, policy, repo, trusted)
+	}
 	if err != nil {
 		return err
 	}
@@ -140,6 +145,24 @@ func pullDirect(ctx context.Context, p *pulled, policy *signing.Policy, opts rem
 		p.Bytes += f.Size
 	}
 	return model.Unpack(ctx, repo, files, p.Dir, model.Options{Progress: event})
+}
+
+// admitModel admits the model that list, an image index, has.
+func admitModel(ctx context.Context, policy *signing.Policy, repo *remote.Repository, list signing.Trusted) (signing.Trusted, error) {
+	manifests, err := image.Images(list.Manifest().Bytes)
+	if err != nil {
+		return signing.Trusted{}, fmt.Errorf("pull %s: %w", list.Reference(), err)
+	}
+	for _, desc := range manifests {
+		if desc.ArtifactType == oci.ArtifactTypeModel {
+			ref := repo.Reference
+			ref.Reference = desc.Digest.String()
+			trusted, _, err := policy.Admit(ctx, repo, ref.String())
+			return trusted, err
+		}
+	}
+	return signing.Trusted{}, ui.WithHint(fmt.Errorf("pull %s: it is an image index without a model", list.Reference()),
+		"have containerd pull it, with the agent as its snapshotter")
 }
 
 // tasks draws per-file progress. It is safe for concurrent use.

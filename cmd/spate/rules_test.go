@@ -33,7 +33,7 @@ var rooms = map[string][]string{
 	"oci/layer":                   {"oci"},
 	"oci/index":                   {"oci"},
 	"oci/image":                   {"oci", "oci/index", "oci/layer"},
-	"oci/model":                   {"oci", "oci/index", "oci/layer", "oci/remote"},
+	"oci/model":                   {"oci", "oci/image", "oci/index", "oci/layer", "oci/remote"},
 	"oci/snapshot":                {},
 	"oci/snapshot/containerdtest": {},
 	"oci/mirror":                  {"oci/remote", "signing"},

@@ -112,7 +112,7 @@ func describe(layers []ocispec.Descriptor, hints []hint, opts Options) ([]byte, 
 	c.Config.Format = format(layers)
 	c.Descriptor.Name = cmp.Or(opts.Name, c.Descriptor.Name)
 	if !opts.CreatedAt.IsZero() {
-		created := opts.CreatedAt.UTC().Truncate(time.Second)
+		created := opts.createdAt()
 		c.Descriptor.CreatedAt = &created
 	}
 	c.ModelFS.Type = "layers"
@@ -134,7 +134,7 @@ func modelName(nameOrPath string) string {
 func format(layers []ocispec.Descriptor) string {
 	sizes := make(map[string]int64)
 	for _, layer := range layers {
-		if !strings.HasPrefix(layer.MediaType, oci.LayerWeight+oci.PackingRaw) {
+		if !strings.HasPrefix(layer.MediaType, oci.LayerWeight+".") {
 			continue
 		}
 		switch ext := path.Ext(layer.Annotations[oci.AnnotationFilepath]); ext {

@@ -45,6 +45,9 @@ func (o Options) progress(e Event) {
 	}
 }
 
+// createdAt returns CreatedAt as documents have it.
+func (o Options) createdAt() time.Time { return o.CreatedAt.UTC().Truncate(time.Second) }
+
 // An Event tells how far Pack or Unpack is. The first one is Planned. Then come,
 // for each file, Started, any number of Advanced and Finished, those of one file
 // in order. An error ends the events: it is told by Pack and Unpack alone.

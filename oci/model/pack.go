@@ -64,11 +64,24 @@ func pack(ctx context.Context, dir string, target Target, opts Options) (*Packed
 	if err != nil {
 		return nil, err
 	}
-	packed := &Packed{Skipped: skipped}
+	packed, entries, err := packSources(ctx, sources, target, opts)
+	if err != nil {
+		return nil, err
+	}
+	packed.Skipped = skipped
+	return packed, packed.index(ctx, target, entries)
+}
+
+// packSources stores the layers, the config and the manifest of a model. The
+// entries are one for each layer, in their order.
+func packSources(ctx context.Context, sources []source, target Target, opts Options) (*Packed, []index.Entry, error) {
+	packed := &Packed{}
+	planned := Event{Step: Planned, Files: len(sources)}
 	for _, src := range sources {
 		packed.Size += src.stamp.size
+		planned.Size += src.layerSize()
 	}
-	opts.progress(Event{Step: Planned, Files: len(sources), Size: packed.Size})
+	opts.progress(planned)
 
 	layers := make([]ocispec.Descriptor, len(sources))
 	hints := make([]hint, len(sources))
@@ -87,20 +100,22 @@ func pack(ctx context.Context, dir string, target Target, opts Options) (*Packed
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, src := range sources {
 		if err := src.unchanged(); err != nil {
-			return nil, fmt.Errorf("%s: %w", src.name, err)
+			return nil, nil, fmt.Errorf("%s: %w", src.name, err)
 		}
 	}
-	if err := packed.writeManifest(ctx, target, layers, hints, opts); err != nil {
-		return nil, err
+	return packed, entries, packed.writeManifest(ctx, target, layers, hints, opts)
+}
+
+// index stores the index of the model, whose layers the entries are.
+func (p *Packed) index(ctx context.Context, target Target, entries []index.Entry) (err error) {
+	if p.Index, err = index.Build(p.Descriptor, entries); err != nil {
+		return err
 	}
-	if packed.Index, err = index.Build(packed.Descriptor, entries); err != nil {
-		return nil, err
-	}
-	return packed, packed.Index.Push(ctx, target)
+	return p.Index.Push(ctx, target)
 }
 
 // packFile sends one file to target and returns what was learnt on the way.
@@ -110,10 +125,10 @@ func packFile(ctx context.Context, src source, target Target, opts Options) (hin
 		return hint{}, nil, err
 	}
 	defer f.Close()
-	size := src.stamp.size
+	size := src.layerSize()
 	opts.progress(Event{Step: Started, Path: src.name, Size: size})
-	h := look(f, src.name, size)
-	tree, err := send(ctx, f, size, target, func(done int64) {
+	h := look(f, src.name, src.stamp.size)
+	tree, err := send(ctx, src.frame.around(f), size, target, func(done int64) {
 		opts.progress(Event{Step: Advanced, Path: src.name, Done: done, Size: size})
 	})
 	if info, statErr := f.Stat(); statErr == nil && stampOf(info) != src.stamp {
@@ -137,14 +152,14 @@ func (src source) unchanged() error {
 	return nil
 }
 
-// send uploads f and hashes it in the same pass.
-func send(ctx context.Context, f *os.File, size int64, target Target, advanced func(done int64)) (*piece.Tree, error) {
+// send uploads what r has, size bytes, and hashes it in the same pass.
+func send(ctx context.Context, r io.Reader, size int64, target Target, advanced func(done int64)) (*piece.Tree, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var g errgroup.Group
 	defer g.Wait()
 	defer cancel()
 	var tree *piece.Tree
-	s := startStream(ctx, &g, f, size)
+	s := startStream(ctx, &g, r, size)
 	err := target.Upload(ctx, &countingReader{Reader: s, advanced: advanced}, size, func() digest.Digest {
 		if tree = <-s.tree; tree == nil {
 			return "" // the upload was told of the wrong size by then
@@ -174,6 +189,9 @@ func (r *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// layerSize returns the size in bytes of the layer that src becomes.
+func (src source) layerSize() int64 { return src.frame.size() + src.stamp.size }
+
 // layer describes the layer that src became.
 func (src source) layer(tree *piece.Tree) ocispec.Descriptor {
 	metadata, _ := json.Marshal(fileMetadata{ // a struct of plain fields always can
@@ -181,9 +199,9 @@ func (src source) layer(tree *piece.Tree) ocispec.Descriptor {
 		ModTime: "1970-01-01T00:00:00Z", Typeflag: '0',
 	})
 	return ocispec.Descriptor{
-		MediaType: src.kind + oci.PackingRaw,
+		MediaType: src.kind + src.frame.packing(),
 		Digest:    digest.Digest(tree.Object().Digest.String()),
-		Size:      src.stamp.size,
+		Size:      src.layerSize(),
 		Annotations: map[string]string{
 			oci.AnnotationFilepath:     src.name,
 			oci.AnnotationFileMetadata: string(metadata),

@@ -17,6 +17,7 @@ type source struct {
 	kind  string // one of the oci.Layer constants
 	mode  fs.FileMode
 	stamp stamp
+	frame frame
 }
 
 // A stamp changes whenever a file does.

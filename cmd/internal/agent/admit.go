@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"time"
 
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/registry"
@@ -74,7 +75,12 @@ const (
 	fromShelf               // this node alone
 )
 
-// admit admits reference and keeps what that took.
+// patience is how long a registry may take before what is kept here is looked at.
+const patience = 10 * time.Second
+
+// admit admits reference and keeps the documents that this took. Of what is
+// named by its digest those kept here do where the registry cannot be asked
+// (isAway), but its refusal counts.
 func (a *Agent) admit(ctx context.Context, reference string, from source) (_ *Admission, err error) {
 	ctx, ended := a.opts.Tracer.Start(ctx, "admit", slog.String("reference", reference))
 	defer func() { ended(err) }()
@@ -86,16 +92,32 @@ func (a *Agent) admit(ctx context.Context, reference string, from source) (_ *Ad
 		admission, _, err := admit(ctx, a.opts.Policy, a.shelf, repo, reference)
 		return admission, err
 	}
-	admission, _, err := admit(ctx, a.opts.Policy, keeper{repo, a.shelf}, repo, reference)
-	if err == nil || ctx.Err() != nil || errors.Is(err, piece.ErrNotTrusted) || errors.Is(err, piece.ErrNotHere) {
+	ask := func(ctx context.Context) (*Admission, error) {
+		documents := newKeeper(repo, a.shelf)
+		admission, chain, err := admit(ctx, a.opts.Policy, documents, repo, reference)
+		if err == nil {
+			documents.keep(chain.Steps)
+		}
+		return admission, err
+	}
+	if _, err := a.shelf.Resolve(ctx, reference); err != nil {
+		return ask(ctx)
+	}
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	admission, err := ask(asking)
+	if err == nil || ctx.Err() != nil || !isAway(err) {
 		return admission, err
 	}
 	kept, _, keptErr := admit(ctx, a.opts.Policy, a.shelf, repo, reference)
-	if keptErr != nil {
-		return nil, err
+	switch {
+	case keptErr == nil:
+		a.log.Warn("admitted by what is kept here: the registry cannot be asked", "reference", reference, "err", err)
+		return kept, nil
+	case asking.Err() != nil: // it may be slow and no more
+		return ask(ctx)
 	}
-	a.log.Warn("admitted by what is kept here: the registry cannot be asked", "reference", reference, "err", err)
-	return kept, nil
+	return nil, err
 }
 
 // admitPlatform admits the image for this machine that list, an image index,
@@ -164,6 +186,7 @@ func readIndex(ctx context.Context, repo content.Fetcher, trusted signing.Truste
 	}
 	for _, f := range a.Files {
 		if f.Archive() {
+			next = "push it again without --image-volume, or have containerd mount its tag as an image"
 			return nil, denied(f.Path + " is an archive, and only files that are layers of their own can be proven piece by piece")
 		}
 		if _, err := treeOf(a.Index, f); err != nil {

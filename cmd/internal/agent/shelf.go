@@ -62,10 +62,7 @@ type listedEntry struct {
 	kept time.Time
 }
 
-var (
-	_ signing.Repository = (*shelf)(nil)
-	_ signing.Repository = (*keeper)(nil)
-)
+var _ signing.Repository = (*shelf)(nil)
 
 // openShelf opens the shelf in dir. What is no document, or can be seen to be
 // broken without hashing more than manifests, is removed: a registry has it.
@@ -86,24 +83,22 @@ func (s *shelf) scan() error {
 	if err != nil {
 		return err
 	}
-	broken := 0
+	dropped := 0
 	for _, e := range entries {
 		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
-		if err := s.read(d, s.list); err == nil {
+		if e.Type().IsRegular() && s.read(d, s.list) == nil {
 			continue
-		} else if !errors.Is(err, errdef.ErrNotFound) {
-			return err
 		}
-		broken++
+		dropped++
 		if err := os.RemoveAll(filepath.Join(s.dir, e.Name())); err != nil {
-			return err
+			s.log.Warn("drop a broken document", "err", err)
 		}
 	}
 	for _, list := range s.referrers {
 		slices.SortStableFunc(list, func(a, b listedEntry) int { return a.kept.Compare(b.kept) })
 	}
-	if broken > 0 {
-		s.log.Warn("documents by which references were admitted are broken, and are dropped", "dir", s.dir, "documents", broken)
+	if dropped > 0 {
+		s.log.Warn("not every file is a document by which something was admitted", "dir", s.dir, "dropped", dropped)
 	}
 	return nil
 }
@@ -121,7 +116,7 @@ func (s *shelf) list(desc ocispec.Descriptor, kept time.Time, r io.Reader) error
 	return nil
 }
 
-// refer notes the document b when it refers to another.
+// refer notes the document b when it refers to another. The caller holds s.mu, or has s alone.
 func (s *shelf) refer(desc ocispec.Descriptor, kept time.Time, b []byte) {
 	subject, entry, ok := referrer(desc, b)
 	list := s.referrers[subject]
@@ -214,7 +209,7 @@ func (s *shelf) Referrers(ctx context.Context, desc ocispec.Descriptor, artifact
 }
 
 // read calls fn with what the document d is, when it came and its bytes, which
-// nobody has checked. Is it broken, or does fn fail, then it is removed and not found.
+// nobody has checked. When it is broken, or fn fails, it is removed and not found.
 func (s *shelf) read(d digest.Digest, fn func(desc ocispec.Descriptor, kept time.Time, r io.Reader) error) error {
 	path, ok := s.path(d)
 	if !ok {
@@ -294,7 +289,9 @@ func (s *shelf) write(desc ocispec.Descriptor, b []byte) (err error) {
 			os.Remove(tmp.Name())
 		}
 	}()
-	_, err = tmp.Write(append(header, b...))
+	if _, err = tmp.Write(header); err == nil {
+		_, err = tmp.Write(b)
+	}
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return err
 	}

@@ -5,7 +5,8 @@ package containerdtest
 const (
 	// containerd 2.x. Labels with the image's name come through the transfer
 	// service, also for CRI, if the proxy's exports ask for them; each
-	// snapshotter that is pulled into needs its own unpack_config.
+	// snapshotter that is pulled into needs its own unpack_config. Pods do not ask
+	// for a better OOM score, which root of a container may not give.
 	configV3 = `version = 3
 root = "DIR/root"
 state = "DIR/state"
@@ -26,6 +27,8 @@ state = "DIR/state"
     snapshotter = "NAME"
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "NAME"
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
 [plugins.'io.containerd.nri.v1.nri']
   disable = true
 [plugins.'io.containerd.internal.v1.opt']
