@@ -45,18 +45,30 @@ func BenchmarkObjectWrite(b *testing.B) {
 	}
 }
 
-// BenchmarkObjectRead reads an object that is here, 1 MiB at a time.
+// BenchmarkObjectRead reads an object that is here, whole or but for its last
+// piece, 128 KiB at a time as the kernel does, with and without reading ahead.
 func BenchmarkObjectRead(b *testing.B) {
 	data, tree := benchObject(b)
-	o := openObject(b, openStore(b, b.TempDir(), Options{}), tree, nil)
-	putAll(b, o, data)
-	buf := make([]byte, 1<<20)
-	b.SetBytes(benchSize)
-	for b.Loop() {
-		for off := int64(0); off < benchSize; off += int64(len(buf)) {
-			if _, err := o.ReadContext(b.Context(), buf, off); err != nil {
-				b.Fatal(err)
-			}
+	buf := make([]byte, 128<<10)
+	last := tree.Object().Pieces() - 1
+	for name, lacks := range map[string]int{"whole": 0, "part": 1} {
+		for ahead, limit := range map[string]int64{"plain": 0, "ahead": 8 << 20} {
+			b.Run(name+"/"+ahead, func(b *testing.B) {
+				o := openObject(b, openStore(b, b.TempDir(), Options{}), tree, &silent{asked: make(chan int, 1)})
+				o.ReadAhead(limit)
+				for i := range last + 1 - lacks {
+					put(b, o, data, i)
+				}
+				end, _ := tree.Object().Span(last)
+				b.SetBytes(end)
+				for b.Loop() {
+					for off := int64(0); off < end; off += int64(len(buf)) {
+						if _, err := o.ReadContext(b.Context(), buf, off); err != nil {
+							b.Fatal(err)
+						}
+					}
+				}
+			})
 		}
 	}
 }

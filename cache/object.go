@@ -43,6 +43,7 @@ type Object struct {
 	writers  int              // of all blocks
 	arrivals map[int]chan struct{}
 	flights  map[int]*flight
+	ahead    ahead
 	watchers []func(i int)
 	audited  bool
 	err      error // why the object serves no more: closed or in quarantine

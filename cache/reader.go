@@ -44,7 +44,7 @@ func (o *Object) Ensure(ctx context.Context, off, n int64) error {
 	if err != nil {
 		return err
 	}
-	lacking, err := o.lacking(first, last)
+	lacking, err := o.lacking(first, last, off, n)
 	o.store.stats.hits.Add(int64(last - first - len(lacking)))
 	if err != nil || len(lacking) == 0 {
 		return err
@@ -60,10 +60,11 @@ func (o *Object) Ensure(ctx context.Context, off, n int64) error {
 	return err
 }
 
-// lacking returns which of the pieces [first, last) are not present.
-func (o *Object) lacking(first, last int) ([]int, error) {
+// lacking returns which of the pieces [first, last) are not present, for one who reads the n bytes at off.
+func (o *Object) lacking(first, last int, off, n int64) ([]int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.readAhead(off, n)
 	var lacking []int
 	for i := first; i < last; i++ {
 		if o.states[i] != present {

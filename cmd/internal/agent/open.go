@@ -18,6 +18,10 @@ import (
 	"github.com/spate-project/spate/p2p"
 )
 
+// readAhead is how far a reader of what is fetched lazily is kept ahead of, in
+// bytes, once it reads on and on.
+const readAhead = 8 << 20
+
 // An artifact is an admitted reference whose objects are open in the cache and in the mesh.
 type artifact struct {
 	reference string
@@ -133,6 +137,9 @@ func (a *Agent) fetch(ctx context.Context, art *artifact, fill p2p.JoinOptions) 
 			}
 			return
 		}
+		if fill.Fill {
+			f.object.ReadAhead(0) // all of it comes
+		}
 		if err := a.mesh.Join(f.object, fill); err != nil {
 			a.log.Error("share and fill", "reference", art.reference, "file", f.Path, "err", err)
 		}
@@ -219,6 +226,7 @@ func (a *Agent) openObject(admission *Admission, f model.File) (*cache.Object, e
 		o.Close()
 		return nil, err
 	}
+	o.ReadAhead(readAhead)
 	a.objects[tree.Object().Digest]++
 	return o, nil
 }
