@@ -112,15 +112,15 @@ func BenchmarkImageStorm(b *testing.B) {
 		n := s.newNode(name, "--limit-up", "20MB", "--limit-down", "20MB", "--mesh", s.keys.Mesh(name), "--mesh-listen", free(b))
 		return n, containerdtest.Start(b, bin, n.socket())
 	}
-	start := func(c *containerdtest.Containerd) time.Duration {
+	start := func(name string, c *containerdtest.Containerd) time.Duration {
 		begin := time.Now()
 		c.Pull(ref)
-		c.Run(ref, "app", "/bin/busybox", "sha256sum", "/data/touched")
+		c.Run(ref, name, "/bin/busybox", "sha256sum", "/data/touched")
 		return time.Since(begin)
 	}
 	for b.Loop() {
 		first, c := ready(names[0])
-		lone := start(c)
+		lone := start(names[0], c)
 		c.RemoveImage(ref)
 		first.agent.Process.Signal(syscall.SIGTERM) // the others must not have it from there
 		first.agent.Wait()
@@ -132,9 +132,9 @@ func BenchmarkImageStorm(b *testing.B) {
 		before := s.sent()
 		var last atomic.Int64
 		var all sync.WaitGroup
-		for _, c := range herd {
+		for i, c := range herd {
 			all.Go(func() {
-				for took := int64(start(c)); ; {
+				for took := int64(start(names[1+i], c)); ; {
 					if was := last.Load(); was >= took || last.CompareAndSwap(was, took) {
 						return
 					}
