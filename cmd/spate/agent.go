@@ -126,7 +126,7 @@ The limits can be changed while the agent runs, by spate limit.`,
 				if err != nil {
 					return err
 				}
-				opts.Snapshotter, opts.Holder = snapshots, []string{exe, holderCommand}
+				opts.Snapshotter, opts.Holder = snapshots, []string{exe, holderCommand, data}
 			}
 			if meshDir == "" && len(registries) > 0 {
 				opts.Logger.Info("no --mesh is given: this node has no peers and reads everything from the registry")

@@ -17,10 +17,10 @@ const holderIdle = time.Minute
 // holderCommand is what the agent starts to keep its mounts while it is away.
 func (a *app) holderCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    holderCommand,
+		Use:    holderCommand + " DATA",
 		Short:  "Keep the agent's mounts while it is away; the agent starts this",
 		Hidden: true,
-		Args:   a.args(cobra.NoArgs),
+		Args:   a.args(cobra.ExactArgs(1)), // the agent's data directory, for people who list processes
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ln, err := holder.Inherited()
 			if err != nil {

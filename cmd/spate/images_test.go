@@ -59,6 +59,7 @@ func newSite(t testing.TB, nodes []string, flags ...string) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		endHolders(t, dir)
 		detachBelow(dir)
 		os.RemoveAll(dir)
 	})
@@ -69,6 +70,27 @@ func newSite(t testing.TB, nodes []string, flags ...string) *site {
 	s.server = s.start("registry", append([]string{"registry", "--data", filepath.Join(dir, "registry"), "--listen", s.registry}, flags...)...)
 	s.answers(s.registry)
 	return s
+}
+
+// endHolders kills the holders of agents whose data are below dir: they outlive those, as they should.
+func endHolders(t testing.TB, dir string) {
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Error(err)
+	}
+	for _, path := range lines {
+		line, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(line, []byte("\x00"+holderCommand+"\x00"+dir+"/")) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if err != nil && err != syscall.ESRCH {
+			t.Errorf("end a holder: %v", err)
+		}
+	}
 }
 
 // newNode starts the agent of a node, which has the given flags too.
