@@ -48,6 +48,7 @@ func BenchmarkImages(b *testing.B) {
 		lazy := timed(containerdtest.Snapshotter, "some", some)
 		moved := n.sent() - before
 		n.restart()
+		reach(c)
 		lazyAll := timed(containerdtest.Snapshotter, "all", all)
 		n.restart()
 		ordinary := timed("overlayfs", "ordinary", some)

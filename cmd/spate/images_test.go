@@ -246,6 +246,14 @@ func noise(size int, seed uint64) []byte {
 	return b
 }
 
+// reach waits until containerd talks to the agent again: where it was refused it lets some time pass.
+func reach(c *containerdtest.Containerd) {
+	c.Until("containerd reaches the agent", func() error {
+		_, err := c.Try("snapshots", "--snapshotter", containerdtest.Snapshotter, "ls")
+		return err
+	})
+}
+
 // TestImages starts unmodified images lazily on a real containerd, kills the
 // agent below a running container, and takes the images away again.
 func TestImages(t *testing.T) {
@@ -301,6 +309,7 @@ func TestImages(t *testing.T) {
 	n.agent.Wait()
 	n.startAgent()
 	reads.Wait()
+	reach(c)
 	if out := c.Exec("long", "/bin/busybox", "sha256sum", "/data/weights"); !strings.HasPrefix(out, want) {
 		t.Errorf("after a kill a container reads %q, want %s", out, want)
 	}
@@ -352,6 +361,7 @@ func TestImagesRestart(t *testing.T) {
 			detachBelow(n.data())
 		}
 		n.startAgent()
+		reach(c)
 		if got := c.Run(ref, end, "/bin/busybox", "sha256sum", "/data/weights", "/etc/greeting", "/bin/busybox"); got != sum {
 			t.Errorf("after %s a container reads %q, want %q", end, got, sum)
 		}
