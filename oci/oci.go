@@ -75,3 +75,10 @@ const (
 // ArtifactTypeBundle is the artifactType and the layer media type under which
 // cosign v3 attaches a Sigstore bundle to what it signs.
 const ArtifactTypeBundle = "application/vnd.dev.sigstore.bundle.v0.3+json"
+
+// Docker's image manifest V2, schema 2, and its list of manifests: what OCI's
+// image manifest and image index are called in older images.
+const (
+	MediaTypeDockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
+	MediaTypeDockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+)

@@ -74,16 +74,8 @@ func newSite(t testing.TB, nodes []string, flags ...string) *site {
 
 // endHolders kills the holders of agents whose data are below dir: they outlive those, as they should.
 func endHolders(t testing.TB, dir string) {
-	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Error(err)
-	}
-	for _, path := range lines {
-		line, err := os.ReadFile(path)
-		if err != nil || !bytes.Contains(line, []byte("\x00"+holderCommand+"\x00"+dir+"/")) {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+	for _, path := range processes("\x00" + holderCommand + "\x00" + dir + "/") {
+		pid, err := strconv.Atoi(filepath.Base(path))
 		if err == nil {
 			err = syscall.Kill(pid, syscall.SIGKILL)
 		}

@@ -36,7 +36,7 @@ var rooms = map[string][]string{
 	"oci/model":                   {"oci", "oci/image", "oci/index", "oci/layer", "oci/remote"},
 	"oci/snapshot":                {},
 	"oci/snapshot/containerdtest": {},
-	"oci/mirror":                  {"oci/remote", "signing"},
+	"oci/mirror":                  {"oci", "oci/remote", "signing"},
 	"signing":                     {"oci"},
 	"signing/cosign":              {"signing"},
 	"cmd/internal/ui":             {},

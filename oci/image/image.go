@@ -35,12 +35,8 @@ const (
 	MaxFiles = 2048
 )
 
-// Docker's forms, which OCI's were made from.
-const (
-	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
-	dockerConfig   = "application/vnd.docker.container.image.v1+json"
-)
+// dockerConfig is what Docker calls an image config, which OCI\'s was made from.
+const dockerConfig = "application/vnd.docker.container.image.v1+json"
 
 // A Layer is one layer of an image, or one file of a model.
 type Layer struct {
@@ -108,7 +104,7 @@ func parseManifest(b []byte) (*ocispec.Manifest, error) {
 		return nil, err
 	}
 	switch m.MediaType {
-	case "", ocispec.MediaTypeImageManifest, dockerManifest:
+	case "", ocispec.MediaTypeImageManifest, oci.MediaTypeDockerManifest:
 	default:
 		return nil, fmt.Errorf("it is not an image manifest but %q", m.MediaType)
 	}

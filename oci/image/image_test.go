@@ -32,7 +32,7 @@ func dockerImage(t testing.TB, store content.Pusher) ([]byte, []Layer) {
 		`"history":[{"created_by":"ADD"},{"created_by":"ENV","empty_layer":true},{"created_by":"RUN"},{"empty_layer":true}]}`,
 		digest.FromBytes(a.object), digest.FromBytes(b.object))
 	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: dockerManifest,
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: oci.MediaTypeDockerManifest,
 		Config: pushBytes(t, store, dockerConfig, config), Layers: blobs,
 	}
 	layers := []Layer{
@@ -151,7 +151,7 @@ func imageIndex(t testing.TB, store *memory.Store, mediaType string, entries ...
 }
 
 func TestManifests(t *testing.T) {
-	for _, mediaType := range []string{ocispec.MediaTypeImageIndex, dockerList} {
+	for _, mediaType := range []string{ocispec.MediaTypeImageIndex, oci.MediaTypeDockerList} {
 		store := memory.New()
 		one := pushImage(t, store, tarPart(archive(t, nil)))
 		two := pushImage(t, store, tarPart(archive(t, map[string][]byte{"two": nil})))

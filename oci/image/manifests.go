@@ -72,7 +72,7 @@ func fetchManifest(ctx context.Context, repo content.Fetcher, desc ocispec.Descr
 
 // IsIndex reports whether mediaType is that of an image index, OCI's or Docker's.
 func IsIndex(mediaType string) bool {
-	return mediaType == ocispec.MediaTypeImageIndex || mediaType == dockerList
+	return mediaType == ocispec.MediaTypeImageIndex || mediaType == oci.MediaTypeDockerList
 }
 
 // Images returns the manifests that an image index lists, in its order: images
@@ -115,7 +115,7 @@ func parseIndex(b []byte) ([]ocispec.Descriptor, error) {
 			return nil, fmt.Errorf("manifest %d: %w", i, err)
 		}
 		switch desc.MediaType {
-		case ocispec.MediaTypeImageManifest, dockerManifest:
+		case ocispec.MediaTypeImageManifest, oci.MediaTypeDockerManifest:
 		default:
 			return nil, fmt.Errorf("manifest %d, %s: %w: it is not an image manifest but %q", i, desc.Digest, errdef.ErrUnsupported, desc.MediaType)
 		}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/spate-project/spate/oci"
 )
 
 // FuzzRoute holds that a path says one thing, which leads to the same path at the origin.
@@ -57,7 +59,7 @@ func FuzzManifest(f *testing.F) {
 	d := `{"digest":"` + digest.FromString("x").String() + `","size":1}`
 	for _, s := range []string{`{"config":` + d + `,"layers":[` + d + `]}`, `{"manifests":[` + d + `]}`, `{"config":` + d + `,"manifests":[]}`, `{}`, `null`, `[`, `{"config":{"digest":"x"}}`, `{"config":{"size":-1}}`} {
 		f.Add(ocispec.MediaTypeImageManifest, []byte(s))
-		f.Add(dockerList, []byte(s))
+		f.Add(oci.MediaTypeDockerList, []byte(s))
 	}
 	f.Fuzz(func(t *testing.T, mediaType string, raw []byte) {
 		m, err := parseManifest("r", mediaType, digest.SHA256, raw)

@@ -8,12 +8,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-)
 
-// Docker's forms of an image manifest and an image index, which OCI's were made from.
-const (
-	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	"github.com/spate-project/spate/oci"
 )
 
 // A manifest is an image manifest or an image index of one repository. It is immutable.
@@ -46,7 +42,7 @@ func parseManifest(repository, mediaType string, algorithm digest.Algorithm, raw
 		return nil, fmt.Errorf("the registry calls it %q, itself says %q", mediaType, doc.MediaType)
 	}
 	switch mediaType {
-	case ocispec.MediaTypeImageManifest, dockerManifest:
+	case ocispec.MediaTypeImageManifest, oci.MediaTypeDockerManifest:
 		if doc.Config == nil || doc.Manifests != nil {
 			return nil, fmt.Errorf("%s has a config and no manifests", mediaType)
 		}
@@ -54,7 +50,7 @@ func parseManifest(repository, mediaType string, algorithm digest.Algorithm, raw
 		if doc.Layers != nil {
 			m.lists = append(m.lists, *doc.Layers...)
 		}
-	case ocispec.MediaTypeImageIndex, dockerList:
+	case ocispec.MediaTypeImageIndex, oci.MediaTypeDockerList:
 		if doc.Manifests == nil || doc.Config != nil || doc.Layers != nil {
 			return nil, fmt.Errorf("%s has manifests, no config and no layers", mediaType)
 		}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/spate-project/spate/oci"
 )
 
 const someDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -94,7 +96,7 @@ func FuzzManifest(f *testing.F) {
 	f.Add(marshal(f, img))
 	f.Add([]byte(`{"schemaVersion":2,"manifests":[{"digest":"` + someDigest + `"}]}`))
 	f.Add([]byte(`{"schemaVersion":2,"manifests":null,"config":null}`))
-	f.Add([]byte(`{"schemaVersion":2,"mediaType":"` + dockerList + `","manifests":[],"layers":[]}`))
+	f.Add([]byte(`{"schemaVersion":2,"mediaType":"` + oci.MediaTypeDockerList + `","manifests":[],"layers":[]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		m, err := ParseManifest(raw, digest.SHA256)
 		if err != nil {

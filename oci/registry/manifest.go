@@ -8,12 +8,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-)
 
-// Docker's forms of an image manifest and an index, which OCI's were made from.
-const (
-	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	"github.com/spate-project/spate/oci"
 )
 
 // A Manifest is an image manifest or an index. It is immutable.
@@ -62,7 +58,7 @@ func ParseManifest(raw []byte, algorithm digest.Algorithm) (*Manifest, error) {
 	}
 	m := &Manifest{Bytes: raw}
 	switch doc.MediaType {
-	case ocispec.MediaTypeImageManifest, dockerManifest:
+	case ocispec.MediaTypeImageManifest, oci.MediaTypeDockerManifest:
 		if doc.Config == nil || doc.Manifests != nil {
 			return nil, invalid("%s has a config and no manifests", doc.MediaType)
 		}
@@ -75,7 +71,7 @@ func ParseManifest(raw []byte, algorithm digest.Algorithm) (*Manifest, error) {
 				m.Blobs = append(m.Blobs, l)
 			}
 		}
-	case ocispec.MediaTypeImageIndex, dockerList:
+	case ocispec.MediaTypeImageIndex, oci.MediaTypeDockerList:
 		// Readers that take one document for the other are an attack (CVE-2021-41190).
 		if doc.Manifests == nil || doc.Config != nil || doc.Layers != nil {
 			return nil, invalid("%s has manifests, no config and no layers", doc.MediaType)

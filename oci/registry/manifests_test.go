@@ -10,6 +10,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/spate-project/spate/oci"
 )
 
 func TestManifestRoundTrip(t *testing.T) {
@@ -22,8 +24,8 @@ func TestManifestRoundTrip(t *testing.T) {
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
 		Manifests: []ocispec.Descriptor{descriptor(ocispec.MediaTypeImageManifest, img)},
 	})
-	docker := bytes.Replace(img, []byte(ocispec.MediaTypeImageManifest), []byte(dockerManifest), 1)
-	list := bytes.Replace(index, []byte(ocispec.MediaTypeImageIndex), []byte(dockerList), 1)
+	docker := bytes.Replace(img, []byte(ocispec.MediaTypeImageManifest), []byte(oci.MediaTypeDockerManifest), 1)
+	list := bytes.Replace(index, []byte(ocispec.MediaTypeImageIndex), []byte(oci.MediaTypeDockerList), 1)
 	bare := bytes.Replace(img, []byte(`"mediaType":"`+ocispec.MediaTypeImageManifest+`",`), nil, 1)
 	bareIndex := bytes.Replace(index, []byte(`"mediaType":"`+ocispec.MediaTypeImageIndex+`",`), nil, 1)
 	spaced := append([]byte("\n  "), append(img, " \t\n"...)...)
@@ -34,8 +36,8 @@ func TestManifestRoundTrip(t *testing.T) {
 	}{
 		{"image", ocispec.MediaTypeImageManifest, img},
 		{"index", ocispec.MediaTypeImageIndex, index},
-		{"docker-image", dockerManifest, docker},
-		{"docker-list", dockerList, list},
+		{"docker-image", oci.MediaTypeDockerManifest, docker},
+		{"docker-list", oci.MediaTypeDockerList, list},
 		{"no-media-type", ocispec.MediaTypeImageManifest, bare},
 		{"no-media-type-index", ocispec.MediaTypeImageIndex, bareIndex},
 		{"spaces", ocispec.MediaTypeImageManifest, spaced},

@@ -195,7 +195,7 @@ func (s *images) layer(ctx context.Context, r snapshot.Request, from source) (*s
 	if err != nil {
 		return nil, err
 	}
-	l, err := s.layerOf(ctx, im, r, reference.String())
+	l, err := s.layerOf(im, r, reference.String())
 	if err != nil {
 		s.release(im)
 		return nil, err
@@ -204,7 +204,7 @@ func (s *images) layer(ctx context.Context, r snapshot.Request, from source) (*s
 }
 
 // layerOf returns a layer of im, which is in use for it.
-func (s *images) layerOf(ctx context.Context, im *shown, r snapshot.Request, reference string) (*snapshot.Layer, error) {
+func (s *images) layerOf(im *shown, r snapshot.Request, reference string) (*snapshot.Layer, error) {
 	l, ok := im.layers[r.Layer]
 	if !ok {
 		return nil, fmt.Errorf("open a layer of %s: the manifest lists no layer %s", reference, r.Layer)
@@ -222,9 +222,7 @@ func (s *images) layerOf(ctx context.Context, im *shown, r snapshot.Request, ref
 		Object:   digest.Digest(l.DiffID.String()),
 		Metadata: metadata,
 		Device:   filepath.Join(im.dir, l.DiffID.Hex()),
-		Held: func() int64 {
-			return min(object.Size(), int64(object.Progress().Present)*object.Tree().Object().PieceLength)
-		},
+		Held:     func() int64 { return presentBytes(object) },
 		Close: func() error {
 			once.Do(func() { s.release(im) })
 			return nil

@@ -76,7 +76,7 @@ func (f file) await(ctx context.Context, report func(Event)) error {
 		switch {
 		case p.Present != last:
 			last, since = p.Present, time.Now()
-			report(Event{File: f.Path, Size: o.Size, Bytes: min(o.Size, int64(p.Present)*o.PieceLength)})
+			report(Event{File: f.Path, Size: o.Size, Bytes: presentBytes(f.object)})
 		case time.Since(since) > stuck:
 			if missing := f.object.Missing(); len(missing) > 0 {
 				off, n := o.Span(missing[0])

@@ -24,6 +24,7 @@ import (
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/oci"
 	"github.com/spate-project/spate/oci/image"
 	"github.com/spate-project/spate/signing"
 )
@@ -359,5 +360,5 @@ func notKept(d digest.Digest) error {
 // isManifest reports whether mediaType is one that references are resolved to.
 func isManifest(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageManifest || image.IsIndex(mediaType) ||
-		mediaType == "application/vnd.docker.distribution.manifest.v2+json"
+		mediaType == oci.MediaTypeDockerManifest
 }

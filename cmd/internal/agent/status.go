@@ -144,11 +144,17 @@ func (a *Agent) objectStatus(f file) ObjectStatus {
 	ms, _ := a.mesh.Stats(o.Digest)
 	return ObjectStatus{
 		Path: f.Path, Digest: o.Digest.String(), Size: o.Size,
-		Present: min(o.Size, int64(p.Present)*o.PieceLength),
+		Present: presentBytes(f.object),
 		Peers:   ms.Peers,
 		Pieces:  p.Total, Held: p.Present, Drawing: ms.Drawing,
 		Origin: ms.OriginBytes, FromPeers: ms.Received, Served: ms.Sent, Refused: ms.Refused, Wasted: ms.Wasted,
 	}
+}
+
+// presentBytes returns how many of an object's bytes are verified and here, as whole pieces.
+func presentBytes(object *cache.Object) int64 {
+	o := object.Tree().Object()
+	return min(o.Size, int64(object.Progress().Present)*o.PieceLength)
 }
 
 // bans returns whom the node has banned, in the order in which they end.
