@@ -1,17 +1,13 @@
 package cache
 
-import (
-	"context"
-	"slices"
-)
+import "slices"
 
 // mostStreams is how many sequential readers of one object are told apart.
 const mostStreams = 16
 
 // An ahead is what is known of an object's sequential readers. It is guarded by Object.mu.
 type ahead struct {
-	limit   int64     // how far ahead of them is fetched, and how much at a time; 0 is not at all
-	flying  int       // pieces that are on their way because of it
+	limit   int64     // how far ahead of them is fetched; 0 is not at all
 	streams []*stream // the latest, in the order of their last reads
 }
 
@@ -19,43 +15,51 @@ type ahead struct {
 type stream struct {
 	end  int64 // of the furthest read
 	run  int64 // bytes by which reads after the first brought that forward
-	next int   // no piece before it is to be fetched ahead
+	next int   // the source was told of the pieces before it
 }
 
-// ReadAhead has sequential reads of the object, by Ensure and ReadContext, fetch
-// ahead of themselves: at most limit bytes beyond the reader, and as much on
-// its way at a time for all readers together, though a piece is always allowed.
-// 0, as at first, fetches what is read and no more; that is right where
-// something else fetches the whole object.
+// ReadAhead has the source told what sequential readers of the object, by
+// Ensure and ReadContext, are on their way to: the pieces at most limit bytes
+// ahead of each. 0, as at first, tells it nothing; that is right where something
+// else fetches the whole object.
 //
-// A run of reads is followed once it is longer than limit/8, as a random read
-// that comes in parts is not, and fetches no further ahead than it is long.
-// Several runs are followed side by side. No read waits for what is fetched
-// ahead of it, nor learns of its errors: whoever comes there asks again.
+// A run of reads is followed once it is longer than limit/16, as a small random
+// read that comes in parts is not, eight times as far ahead as it is longer: nodes
+// that read the same can only pass on to each other what they do not wait for
+// yet. Several runs are followed side by side. No read waits for what is ahead of it.
 func (o *Object) ReadAhead(limit int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ahead.limit = max(0, limit)
 }
 
-// readAhead notes a read of the n bytes at off and starts flights ahead of it. o.mu is held.
-func (o *Object) readAhead(off, n int64) {
+// lookAhead notes a read of the n bytes at off and tells the source what the reader comes to.
+func (o *Object) lookAhead(off, n int64) {
+	if first, last := o.coming(off, n); first < last {
+		o.src.Ahead(o.object.Digest, first, last)
+	}
+}
+
+// coming returns the pieces that the reader of the n bytes at off is on its way to and the source was not told of.
+func (o *Object) coming(off, n int64) (first, last int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	n = min(n, o.object.Size-off)
 	if o.ahead.limit == 0 || n <= 0 || o.src == nil || o.err != nil || o.counts[present] == len(o.states) {
-		return
+		return 0, 0
 	}
 	limit := o.ahead.limit
 	st := o.ahead.follow(off, n)
-	window := min(limit, max(0, st.run-limit/8))
-	_, last := o.object.Range(st.end, window)
-	_, read := o.object.Range(st.end-1, 1)
-	room := int(max(1, limit/o.object.PieceLength))
-	for st.next = max(st.next, read); st.next < last && o.ahead.flying < room; st.next++ {
-		// What is claimed its reader hashes sooner than it could be fetched.
-		if i := st.next; o.states[i] == absent && o.flights[i] == nil {
-			o.launch(context.Background(), i, true)
-		}
+	window := min(limit, max(0, 8*(st.run-limit/16)))
+	_, first = o.object.Range(st.end-1, 1)
+	_, last = o.object.Range(st.end, window)
+	first = max(first, st.next)
+	// What is claimed its reader hashes sooner than it could be fetched.
+	for first < last && o.states[first] != absent {
+		first++
 	}
+	st.next = max(st.next, last)
+	return first, last
 }
 
 // follow adds a read to the stream whose end is nearest, or makes it one of its

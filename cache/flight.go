@@ -14,10 +14,15 @@ import (
 type Source interface {
 	// Fetch brings piece i of object d: nil means that it was Put or Committed.
 	// It also returns once the piece came by another way. The context ends when
-	// nobody waits for the piece any more. After piece.ErrNotTrusted it is not
+	// nobody waits for the piece any more before it came. After piece.ErrNotTrusted it is not
 	// asked again, after a *piece.WrongBytesError a few times; after any other
 	// error, and while the time allows, it is.
 	Fetch(ctx context.Context, d piece.Digest, i int) error
+
+	// Ahead tells that a reader is on its way to pieces [first, last) of object
+	// d, and returns soon. The source may bring them; what it does not is
+	// Fetched when the reader comes there.
+	Ahead(d piece.Digest, first, last int)
 }
 
 // Between two tries of a fetch.
@@ -35,11 +40,8 @@ type flight struct {
 	done   chan struct{} // closed when err is final
 	err    error
 
-	ahead bool // no reader began it
-
-	waiters  int       // guarded by Object.mu, as the rest
-	deadline time.Time // when it gives up
-	disk     error     // the disk refused the piece
+	waiters int   // guarded by Object.mu, as the rest
+	disk    error // the disk refused the piece
 }
 
 // need returns when piece i is present, and has it fetched if it is not.
@@ -84,61 +86,28 @@ func (o *Object) board(ctx context.Context, i int) (*flight, <-chan struct{}, er
 		return nil, nil, o.err
 	}
 	f := o.flights[i]
-	switch {
-	case f == nil:
-		f = o.launch(ctx, i, false)
-	case f.ahead && f.waiters == 1:
-		f.deadline = time.Now().Add(o.store.opts.FetchTimeout) // which is the reader's, however old the flight is
+	if f == nil {
+		f = &flight{done: make(chan struct{})}
+		ctx, f.cancel = context.WithTimeout(context.WithoutCancel(ctx), o.store.opts.FetchTimeout)
+		o.flights[i] = f
+		o.flying.Go(func() {
+			f.err = o.fly(ctx, i, f)
+			o.mu.Lock()
+			o.land(i, f)
+			o.mu.Unlock()
+			close(f.done)
+		})
 	}
 	f.waiters++
 	return f, o.arrival(i), nil
 }
 
-// launch starts the flight of piece i, with the values of ctx. One ahead of
-// every reader has a waiter from the start, until it has ended. o.mu is held.
-func (o *Object) launch(ctx context.Context, i int, ahead bool) *flight {
-	f := &flight{done: make(chan struct{}), ahead: ahead, deadline: time.Now().Add(o.store.opts.FetchTimeout)}
-	if ahead {
-		f.waiters++
-		o.ahead.flying++
-	}
-	ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	o.flights[i] = f
-	o.flying.Go(func() {
-		for flies := true; flies; {
-			flies = o.try(ctx, i, f)
-		}
-		close(f.done)
-	})
-	return f
-}
-
-// try flies until the deadline, and reports whether there is a later one by
-// then. The flight is over otherwise.
-func (o *Object) try(ctx context.Context, i int, f *flight) (again bool) {
-	o.mu.Lock()
-	deadline := f.deadline
-	o.mu.Unlock()
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	f.err = o.fly(ctx, i, f)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if f.err != nil && ctx.Err() == context.DeadlineExceeded && f.deadline.After(deadline) {
-		return true
-	}
-	o.land(i, f)
-	if f.ahead {
-		o.ahead.flying--
-	}
-	return false
-}
-
-// leave ends one waiter's part in a flight; the last one's cancels it.
+// leave ends one waiter's part in a flight; the last one's cancels it, unless
+// the piece came: with it the source may be bringing others, which it would drop half-way.
 func (o *Object) leave(i int, f *flight) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if f.waiters--; f.waiters == 0 {
+	if f.waiters--; f.waiters == 0 && o.states[i] != present {
 		o.land(i, f)
 	}
 }

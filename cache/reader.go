@@ -44,8 +44,9 @@ func (o *Object) Ensure(ctx context.Context, off, n int64) error {
 	if err != nil {
 		return err
 	}
-	lacking, err := o.lacking(first, last, off, n)
+	lacking, err := o.lacking(first, last)
 	o.store.stats.hits.Add(int64(last - first - len(lacking)))
+	o.lookAhead(off, n)
 	if err != nil || len(lacking) == 0 {
 		return err
 	}
@@ -60,11 +61,10 @@ func (o *Object) Ensure(ctx context.Context, off, n int64) error {
 	return err
 }
 
-// lacking returns which of the pieces [first, last) are not present, for one who reads the n bytes at off.
-func (o *Object) lacking(first, last int, off, n int64) ([]int, error) {
+// lacking returns which of the pieces [first, last) are not present.
+func (o *Object) lacking(first, last int) ([]int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.readAhead(off, n)
 	var lacking []int
 	for i := first; i < last; i++ {
 		if o.states[i] != present {

@@ -10,8 +10,14 @@ import (
 
 // The zoo of sources: each is well-behaved in every way but its own.
 
+// What only reads bring.
+type onDemand struct{}
+
+func (onDemand) Ahead(piece.Digest, int, int) {}
+
 // An origin has everything. It puts pieces whole, or in blocks of the given size.
 type origin struct {
+	onDemand
 	into  *Object
 	data  []byte
 	block int
@@ -34,7 +40,10 @@ func (s *origin) Fetch(_ context.Context, _ piece.Digest, i int) error {
 }
 
 // below is the cache under another one.
-type below struct{ from, into *Object }
+type below struct {
+	onDemand
+	from, into *Object
+}
 
 func (s *below) Fetch(ctx context.Context, _ piece.Digest, i int) error {
 	off, n := s.into.object.Span(i)
@@ -65,7 +74,10 @@ func (s *flaky) Fetch(ctx context.Context, d piece.Digest, i int) error {
 }
 
 // A liar sends the right number of wrong bytes.
-type liar struct{ into *Object }
+type liar struct {
+	onDemand
+	into *Object
+}
 
 func (s *liar) Fetch(_ context.Context, _ piece.Digest, i int) error {
 	_, n := s.into.object.Span(i)
@@ -80,12 +92,13 @@ func (s *liar) Fetch(_ context.Context, _ piece.Digest, i int) error {
 }
 
 // An empty source says that it brought the piece and did not.
-type empty struct{}
+type empty struct{ onDemand }
 
 func (empty) Fetch(context.Context, piece.Digest, int) error { return nil }
 
 // A silent source answers when its context ends.
 type silent struct {
+	onDemand
 	asked chan int // gets the piece
 	ended chan int // gets it when the context ended; may be nil
 }

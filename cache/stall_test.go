@@ -70,4 +70,6 @@ func TestStalls(t *testing.T) {
 
 type sourceFunc func(ctx context.Context, d piece.Digest, i int) error
 
+func (sourceFunc) Ahead(piece.Digest, int, int) {}
+
 func (f sourceFunc) Fetch(ctx context.Context, d piece.Digest, i int) error { return f(ctx, d, i) }

@@ -72,6 +72,9 @@ func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 		return err
 	}
 	defer mb.awaits(i)()
+	if here, err := m.follow(ctx, mb, i); here || err != nil {
+		return err
+	}
 	m.demand(mb, i)
 	defer mb.calm(i)
 	mb.readers.Add(1)
@@ -110,6 +113,7 @@ func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 			wait = min(time.Second, retry<<min(refused, 10))
 			continue
 		}
+		m.payAhead(mb, l.First+1, l.First+l.Count) // which come with it
 		err = m.fetch(ctx, mb, l.First, l.Count)
 		if last == nil || ctx.Err() == nil {
 			last = err // and not the context's, where there was a better reason
@@ -164,11 +168,15 @@ func (mb *member) within(ctx context.Context) (context.Context, context.CancelFu
 	return ctx, func() { cancel(nil) }
 }
 
-// demand makes piece i the most urgent and a window after it urgent.
+// demand makes piece i the most urgent and, where the object is filled, a window after it urgent.
 func (m *Mesh) demand(mb *member, i int) {
 	mb.want(i, i+1, Now)
 	window := m.readahead(mb)
 	mb.mu.Lock()
+	if !mb.fill {
+		mb.mu.Unlock()
+		return
+	}
 	first, last := max(i+1, mb.ahead), min(i+1+window, mb.object.Pieces())
 	if i+1 < mb.ahead-2*window { // the reader jumped back
 		first = i + 1

@@ -21,8 +21,9 @@ const (
 	broken  = 30 * time.Second
 )
 
-// draw fills objects from the origin, one lease after the other, in the order
-// in which they joined, and reports what nothing else reports.
+// draw fills objects from the origin, one lease after the other: those first
+// that readers are on their way in, and otherwise in the order in which they
+// joined. It reports what nothing else reports.
 func (m *Mesh) draw(ctx context.Context) error {
 	for ctx.Err() == nil {
 		m.mu.Lock()
@@ -46,20 +47,24 @@ func (m *Mesh) draw(ctx context.Context) error {
 }
 
 // next returns the first object whose turn it is, or how long to wait for one.
-func (m *Mesh) next(now time.Time) (*member, time.Duration) {
-	wait := time.Minute
+func (m *Mesh) next(now time.Time) (due *member, wait time.Duration) {
+	wait = time.Minute
 	for _, mb := range m.list() {
 		mb.mu.Lock()
 		at, ok := mb.turn()
+		read := len(mb.soon) > 0
 		mb.mu.Unlock()
-		if ok && !now.Before(at) {
-			return mb, 0
-		}
-		if ok {
+		switch {
+		case !ok:
+		case now.Before(at):
 			wait = min(wait, at.Sub(now))
+		case read:
+			return mb, 0
+		case due == nil:
+			due = mb
 		}
 	}
-	return nil, wait
+	return due, wait
 }
 
 // turn returns when the object has business with the tracker again, if it has. mb.mu is held.
@@ -75,10 +80,11 @@ func (mb *member) turn() (at time.Time, ok bool) {
 	}
 }
 
-// fills reports whether the object is to be filled and is not whole. mb.mu is held.
+// fills reports whether the object is to be filled, or a part of it that readers
+// are on their way to, and is not here. mb.mu is held.
 func (mb *member) fills() bool {
 	if !mb.fill {
-		return false
+		return mb.nears()
 	}
 	for mb.first < mb.object.Pieces() && mb.Has(mb.first) {
 		mb.first++
@@ -92,6 +98,7 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	defer cancel()
 	mb.mu.Lock()
 	reportOnly := !mb.fills() || time.Now().Before(mb.again)
+	among := mb.among()
 	mb.mu.Unlock()
 	if reportOnly {
 		_, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1}) // repeated later when it fails
@@ -101,22 +108,25 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 		return
 	}
 
-	if mb.rest() {
+	if among == nil && mb.rest() {
 		return
 	}
-	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Max: m.leasePieces(mb), Backlog: mb.backlog()})
+	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Among: among, Max: m.leasePieces(mb), Backlog: mb.backlog()})
 	if err == nil {
 		l = mb.leaveToPeers(mb.take(l, -1))
 	}
-	if l.Count > 0 {
+	switch {
+	case l.Count > 0:
 		mb.progressed()
-	} else if i, ok := m.neglected(mb); ok {
-		l, err = m.lease(ctx, mb, tracker.LeaseRequest{Want: i, Unheld: true, Max: m.leasePieces(mb)})
-		if err != nil {
-			// Nobody shares the origin out; the fill comes on all the same.
-			l, err = tracker.Lease{First: i, Count: 1}, nil
+	case among == nil: // a reader that comes to a piece insists on it itself
+		if i, ok := m.neglected(mb); ok {
+			l, err = m.lease(ctx, mb, tracker.LeaseRequest{Want: i, Unheld: true, Max: m.leasePieces(mb)})
+			if err != nil {
+				// Nobody shares the origin out; the fill comes on all the same.
+				l, err = tracker.Lease{First: i, Count: 1}, nil
+			}
+			l = mb.take(l, i)
 		}
-		l = mb.take(l, i)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -130,7 +140,9 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 		if err := m.enter(mb); err != nil { // what is drawn is shared, also ahead of the fill
 			m.log.Error("an object gets everything from the origin", "err", err)
 		}
-		m.prefetch.take(mb.unpaid(l.First, l.First+l.Count))
+		if among == nil {
+			m.prefetch.take(mb.unpaid(l.First, l.First+l.Count))
+		}
 		err := m.fetch(ctx, mb, l.First, l.Count)
 		if mb.failedDraw(err); err != nil && ctx.Err() == nil {
 			m.log.Warn("draw from the origin", "object", mb.object.Digest, "err", err)

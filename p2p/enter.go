@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spate-project/spate/p2p/tracker"
@@ -66,10 +67,13 @@ func (m *Mesh) enter(mb *member) error {
 	}
 	mb.mu.Lock()
 	mb.swarm = sw
-	peers, fill := mb.peers, mb.fill
+	peers, fill, soon := mb.peers, mb.fill, slices.Clone(mb.soon)
 	mb.mu.Unlock()
 	if fill && !mb.prefetch.holds() {
 		sw.Want(0, mb.object.Pieces(), Fill)
+	}
+	for _, s := range soon {
+		sw.Want(s.First, s.First+s.Count, Ahead)
 	}
 	if len(peers) > 0 {
 		sw.AddPeers(peers)

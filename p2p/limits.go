@@ -123,7 +123,7 @@ func (mb *member) wantAll() {
 func (mb *member) urgent(i int) bool {
 	mb.mu.Lock()
 	defer mb.mu.Unlock()
-	return mb.awaited[i] > 0 || i < mb.ahead && i >= mb.behind
+	return mb.awaited[i] > 0 || i < mb.ahead && i >= mb.behind || mb.near(i)
 }
 
 // awaits notes that a reader waits for piece i, until the function that it returns is called.
@@ -133,6 +133,8 @@ func (mb *member) awaits(i int) (done func()) {
 		defer mb.mu.Unlock()
 		if mb.awaited[i] += n; mb.awaited[i] == 0 {
 			delete(mb.awaited, i)
+			close(mb.moved)
+			mb.moved = make(chan struct{})
 		}
 	}
 	add(1)
@@ -366,6 +368,9 @@ func (mb *member) asked(i int) bool {
 func (mb *member) filled(i int) Urgency {
 	if mb.fill && (mb.granted[i] || !mb.prefetch.holds()) {
 		return Fill
+	}
+	if mb.near(i) {
+		return Ahead
 	}
 	return None
 }

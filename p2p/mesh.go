@@ -83,9 +83,11 @@ type member struct {
 	peers    []tracker.Peer // as last announced
 	fill     bool
 	first    int            // no piece below it is absent
+	soon     []tracker.Span // pieces that readers are on their way to, where nothing else fetches them; absent at the beginning
 	ahead    int            // pieces before it are wanted Ahead or sooner
 	behind   int            // and of these the ones from here on are so since the last reader
 	awaited  map[int]int    // how many readers wait for a piece
+	moved    chan struct{}  // closed and replaced when one no longer does
 	granted  map[int]bool   // absent pieces that a limited fill has asked peers for
 	paid     map[int]bool   // absent pieces that a limited reader wants to be ahead of it
 	drawing  map[int]bool   // pieces that this node draws from the origin now
@@ -160,7 +162,7 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 		mb = &member{
 			Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin,
 			gone: make(chan struct{}), drawing: make(map[int]bool),
-			prefetch: &m.prefetch, awaited: make(map[int]int), granted: make(map[int]bool), paid: make(map[int]bool),
+			prefetch: &m.prefetch, awaited: make(map[int]int), moved: make(chan struct{}), granted: make(map[int]bool), paid: make(map[int]bool),
 		}
 	case mb.object != o:
 		return fmt.Errorf("join the swarm of object %s: it is in the mesh already, with root %s and not %s", o.Digest, mb.object.Root, o.Root)
@@ -181,7 +183,7 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 	slices.SortStableFunc(m.order, func(a, b *member) int { return cmp.Compare(b.priority, a.priority) })
 	if opts.Fill {
 		mb.mu.Lock()
-		mb.fill = true
+		mb.fill, mb.soon = true, nil
 		mb.mu.Unlock()
 		mb.wantAll()
 	}

@@ -16,7 +16,7 @@ import (
 // random reader has what it reads fetched and no more, a sequential one what
 // lies beyond the kernel's own readahead too, as far as it may.
 func TestFetchAhead(t *testing.T) {
-	const size, step, kernel, limit = 48 << 20, 1 << 20, 1 << 20, 8 << 20
+	const size, step, kernel, limit = 48 << 20, 512 << 10, 1 << 20, 8 << 20
 	data := content(1, size)
 	open := func(t *testing.T) (*origin, *os.File) {
 		src := &origin{data: data, begun: make(chan int, 10_000)}

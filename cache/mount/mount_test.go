@@ -51,6 +51,14 @@ type origin struct {
 	ended chan int      // gets each piece whose context ended while it was held
 }
 
+func (s *origin) Ahead(d piece.Digest, first, last int) {
+	for i := first; i < last; i++ {
+		if !s.into.Has(i) {
+			_ = s.Fetch(context.Background(), d, i)
+		}
+	}
+}
+
 func (s *origin) Fetch(ctx context.Context, _ piece.Digest, i int) error {
 	if s.begun != nil {
 		s.begun <- i

@@ -29,6 +29,8 @@ func (c *cached) Open(ctx context.Context, _ string, blob ocispec.Descriptor) (i
 	}{io.NewSectionReader(waiting{ctx, c.object}, 0, blob.Size), io.NopCloser(nil)}, nil
 }
 
+func (c *cached) Ahead(piece.Digest, int, int) {}
+
 // Fetch is the peer's part.
 func (c *cached) Fetch(_ context.Context, _ piece.Digest, i int) error {
 	off, n := c.object.Tree().Object().Span(i)

@@ -42,7 +42,7 @@ type swarm struct {
 var priorities = [...]types.PiecePriority{
 	p2p.None:  types.PiecePriorityNone,
 	p2p.Fill:  types.PiecePriorityNormal,
-	p2p.Ahead: types.PiecePriorityReadahead,
+	p2p.Ahead: types.PiecePriorityHigh,
 	p2p.Now:   types.PiecePriorityNow,
 }
 

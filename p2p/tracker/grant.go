@@ -76,7 +76,7 @@ func (v view) fresh(i int, now time.Time) bool {
 
 // grant leases up to r.Max consecutive pieces and returns them, or when to ask again.
 func (v view) grant(r LeaseRequest, now, until time.Time) (l Lease) {
-	most := r.Max
+	most, end := r.Max, v.pieces
 	if r.Want >= 0 {
 		if have := v.leases[r.Want]; have.live(now) && have.node != r.Node || v.held(r.Want) && !r.Unheld {
 			return l
@@ -84,7 +84,7 @@ func (v view) grant(r LeaseRequest, now, until time.Time) (l Lease) {
 		l.First = r.Want
 	} else {
 		var ok bool
-		if l.First, ok = v.next(now); !ok {
+		if l.First, end, ok = v.next(r.Among, now); !ok {
 			return l
 		}
 		if most, l.Again = v.turn(r, now); most == 0 {
@@ -92,7 +92,7 @@ func (v view) grant(r LeaseRequest, now, until time.Time) (l Lease) {
 			return l
 		}
 	}
-	for l.Count = 1; l.Count < most && l.First+l.Count < v.pieces && v.fresh(l.First+l.Count, now); l.Count++ {
+	for l.Count = 1; l.Count < most && l.First+l.Count < end && v.fresh(l.First+l.Count, now); l.Count++ {
 	}
 	for i := l.First; i < l.First+l.Count; i++ {
 		v.leases[i] = lease{node: r.Node, until: until}
@@ -100,28 +100,36 @@ func (v view) grant(r LeaseRequest, now, until time.Time) (l Lease) {
 	return l
 }
 
-// next returns the first piece that is nobody's. Of those given back it is the
-// one that was so longest ago, so that one which nobody can draw does not keep
-// the others.
-func (v view) next(now time.Time) (first int, ok bool) {
+// next returns the first piece among spans that is nobody's, and the end of its
+// span. Of those given back it is the one that was so longest ago, so that one
+// which nobody can draw does not keep the others.
+func (v view) next(among []Span, now time.Time) (first, end int, ok bool) {
+	if len(among) == 0 {
+		among = []Span{v.unheld()}
+	}
+	for _, s := range among {
+		for i := s.First; i < s.First+s.Count; i++ {
+			if v.fresh(i, now) {
+				return i, s.First + s.Count, true
+			}
+			if !v.held(i) && v.returned(i) && (!ok || v.leases[i].until.Before(v.leases[first].until)) {
+				first, end, ok = i, s.First+s.Count, true
+			}
+		}
+	}
+	return first, end, ok
+}
+
+// unheld returns the swarm's pieces without those at its beginning that somebody holds.
+func (v view) unheld() Span {
 	sw := v.swarm
 	for sw.next < sw.pieces && sw.holders[sw.next] > 0 {
 		sw.next++
 	}
-	begin := sw.next
 	if len(v.banned) > 0 {
-		begin = 0
+		return Span{0, v.pieces}
 	}
-	first = v.pieces
-	for i := begin; i < v.pieces; i++ {
-		if v.fresh(i, now) {
-			return i, true
-		}
-		if !v.held(i) && v.returned(i) && (first == v.pieces || v.leases[i].until.Before(v.leases[first].until)) {
-			first = i
-		}
-	}
-	return first, first < v.pieces
+	return Span{sw.next, v.pieces - sw.next}
 }
 
 // turn returns how many pieces the asking node may draw now, or, when others

@@ -42,6 +42,7 @@ const (
 	maxPeers  = 50 // of one swarm in one answer
 
 	MaxBanned = 256 // names in a lease request
+	MaxSpans  = 64  // and spans of pieces
 )
 
 // A SwarmID names the swarm of one object. Nodes whose indexes disagree about
@@ -145,6 +146,10 @@ type LeaseRequest struct {
 	// Want names a piece that a reader waits for; -1 asks for the next ones in order.
 	Want int `json:"want"`
 
+	// Among are the pieces that the next ones in order are taken from, and the
+	// order; all of the swarm's where it is empty.
+	Among []Span `json:"among,omitempty"`
+
 	// Unheld says that none of the node's peers holds Want and what follows,
 	// whatever the tracker believes; only a live lease then stands in the way.
 	Unheld bool `json:"unheld,omitempty"`
@@ -159,6 +164,12 @@ type LeaseRequest struct {
 	Banned []string `json:"banned,omitempty"`
 
 	Max int `json:"max"` // how many pieces at most; 0 only reports
+}
+
+// A Span is consecutive pieces.
+type Span struct {
+	First int `json:"first"`
+	Count int `json:"count"`
 }
 
 // A Lease answers a LeaseRequest: consecutive pieces that the node is to
@@ -237,6 +248,16 @@ func (r *LeaseRequest) check() error {
 	}
 	if r.Max < 0 || r.Want < -1 {
 		return fmt.Errorf("want %d, at most %d pieces: out of range", r.Want, r.Max)
+	}
+	if len(r.Among) > MaxSpans {
+		return fmt.Errorf("pieces among %d spans, at most %d are accepted", len(r.Among), MaxSpans)
+	}
+	all := 0
+	for _, s := range r.Among {
+		if s.First < 0 || s.First >= maxPieces || s.Count < 1 || s.Count > maxPieces-all {
+			return fmt.Errorf("%d pieces from %d on, after %d others: out of range", s.Count, s.First, all)
+		}
+		all += s.Count
 	}
 	if len(r.Banned) > MaxBanned {
 		return fmt.Errorf("%d banned peers, at most %d are accepted", len(r.Banned), MaxBanned)

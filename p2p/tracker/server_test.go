@@ -3,6 +3,7 @@ package tracker_test
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -116,6 +117,21 @@ func TestLease(t *testing.T) {
 		pieces int
 		run    func(b *bench)
 	}{
+		{"in order among some", 12, func(b *bench) {
+			b.announce("a", 6)
+			b.announce("b")
+			among := func(node string, most int, spans ...tracker.Span) tracker.Lease {
+				return b.request(tracker.LeaseRequest{Node: node, Want: -1, Max: most, Among: spans})
+			}
+			b.is(among("a", 9, tracker.Span{First: 5, Count: 3}, tracker.Span{First: 1, Count: 2}), 5, 1, 11)
+			b.is(among("b", 9, tracker.Span{First: 5, Count: 3}, tracker.Span{First: 1, Count: 2}), 7, 1, 11)
+			b.is(among("b", 9, tracker.Span{First: 5, Count: 3}, tracker.Span{First: 1, Count: 2}), 1, 2, 11)
+			b.is(among("b", 9, tracker.Span{First: 5, Count: 3}, tracker.Span{First: 1, Count: 2}), 0, 0, 11)
+			b.failed("a", 5)
+			b.is(among("b", 9, tracker.Span{First: 5, Count: 3}, tracker.Span{First: 3, Count: 1}), 3, 1, 11)
+			b.is(among("b", 9, tracker.Span{First: 5, Count: 3}), 5, 1, 11)
+			b.is(b.next("a", 1), 0, 1, 11)
+		}},
 		{"each piece to one node at a time", 5, func(b *bench) {
 			b.announce("a")
 			b.announce("b")
@@ -370,6 +386,12 @@ func TestRefused(t *testing.T) {
 		"a negative piece":   {Node: "a", Want: -2, Max: 1},
 		"too far a report":   {Node: "a", Want: -1, Done: []int{1, 8}},
 		"a negative report":  {Node: "a", Want: -1, Failed: []int{-1}},
+		"no pieces":          {Node: "a", Want: -1, Max: 1, Among: []tracker.Span{{First: 2}}},
+		"negative pieces":    {Node: "a", Want: -1, Max: 1, Among: []tracker.Span{{First: -1, Count: 2}}},
+		"pieces too far":     {Node: "a", Want: -1, Max: 1, Among: []tracker.Span{{First: 7, Count: 2}}},
+		"endless pieces":     {Node: "a", Want: -1, Max: 1, Among: []tracker.Span{{First: 1, Count: math.MaxInt}}},
+		"too many spans":     {Node: "a", Want: -1, Max: 1, Among: slices.Repeat([]tracker.Span{{First: 0, Count: 1}}, tracker.MaxSpans+1)},
+		"too many pieces":    {Node: "a", Want: -1, Max: 1, Among: slices.Repeat([]tracker.Span{{First: 0, Count: 4 * piece.TargetPieces}}, 2)},
 		"too many reports":   {Node: "a", Want: -1, Done: make([]int, 4*piece.TargetPieces+1)},
 	} {
 		r.Swarm = b.id

@@ -134,6 +134,11 @@ func (sw *swarm) check(r LeaseRequest) error {
 	if r.Want >= sw.pieces {
 		return fmt.Errorf("piece %d of %d is wanted", r.Want, sw.pieces)
 	}
+	for _, s := range r.Among {
+		if s.Count > sw.pieces-s.First {
+			return fmt.Errorf("pieces %d to %d of %d are wanted", s.First, s.First+s.Count-1, sw.pieces)
+		}
+	}
 	for _, reported := range [][]int{r.Done, r.Failed} {
 		for _, i := range reported {
 			if i < 0 || i >= sw.pieces {
