@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/spate-project/spate/oci"
+	"github.com/spate-project/spate/oci/model/format"
 )
 
 const (
@@ -67,7 +68,7 @@ type modelConfig struct {
 func look(r io.ReaderAt, name string, size int64) (h hint) {
 	switch {
 	case path.Ext(name) == ".safetensors":
-		s, err := readHeader(r, size, hintHeader)
+		s, err := format.ReadSafetensors(r, size, hintHeader)
 		if err != nil {
 			return h
 		}
@@ -109,7 +110,7 @@ func describe(layers []ocispec.Descriptor, hints []hint, opts Options) ([]byte, 
 	if c.Config.Quantization == "" { // else several parameters may share a number
 		c.Config.ParamSize = paramSize(elements)
 	}
-	c.Config.Format = format(layers)
+	c.Config.Format = formatOf(layers)
 	c.Descriptor.Name = cmp.Or(opts.Name, c.Descriptor.Name)
 	if !opts.CreatedAt.IsZero() {
 		created := opts.createdAt()
@@ -130,8 +131,8 @@ func modelName(nameOrPath string) string {
 	return nameOrPath[strings.LastIndexByte(nameOrPath, '/')+1:]
 }
 
-// format returns what most bytes of the weights are in.
-func format(layers []ocispec.Descriptor) string {
+// formatOf returns what most bytes of the weights are in.
+func formatOf(layers []ocispec.Descriptor) string {
 	sizes := make(map[string]int64)
 	for _, layer := range layers {
 		if !strings.HasPrefix(layer.MediaType, oci.LayerWeight+".") {

@@ -148,17 +148,3 @@ func FuzzFiles(f *testing.F) {
 		}
 	})
 }
-
-func TestCompareNatural(t *testing.T) {
-	ordered := []string{"", "a", "a1", "a2", "a09", "a10", "a10b", "a11", "model-1-of-10", "model-2-of-10", "model-10-of-10", "z"}
-	for i, a := range ordered {
-		for j, b := range ordered {
-			if got := compareNatural(a, b); (got < 0) != (i < j) || (got > 0) != (i > j) {
-				t.Errorf("compareNatural(%q, %q) = %d", a, b, got)
-			}
-		}
-	}
-	if compareNatural("a01", "a1") == 0 {
-		t.Error("two names are equal")
-	}
-}

@@ -19,7 +19,6 @@ import (
 	"oras.land/oras-go/v2/content"
 
 	"github.com/spate-project/spate/cache/piece"
-	"github.com/spate-project/spate/oci"
 	"github.com/spate-project/spate/oci/index"
 	"github.com/spate-project/spate/oci/remote"
 )
@@ -169,7 +168,7 @@ func TestPackIsDeterministic(t *testing.T) {
 func TestGolden(t *testing.T) {
 	dir := writeFiles(t, map[string]string{
 		"config.json":       `{"model_type":"llama"}`,
-		"model.safetensors": string(rawSafetensors(`{"w":{"dtype":"F16","shape":[1024,1],"data_offsets":[0,2048]}}`, 2048)),
+		"model.safetensors": string(safetensorsOf(t, json.RawMessage(`{"w":{"dtype":"F16","shape":[1024,1],"data_offsets":[0,2048]}}`), make([]byte, 2048))),
 		"run.sh":            "#!/bin/sh\n",
 		"README.md":         "# A model\n",
 	})
@@ -335,22 +334,6 @@ func TestProgress(t *testing.T) {
 		if step.String() != want {
 			t.Errorf("%d is written %q", step, step)
 		}
-	}
-}
-
-func TestKindOf(t *testing.T) {
-	for name, want := range map[string]string{
-		"config.json": oci.LayerWeightConfig, "tokenizer.model": oci.LayerWeightConfig, "vocab.txt": oci.LayerWeightConfig,
-		"chat_template.jinja": oci.LayerWeightConfig, "model.SAFETENSORS": oci.LayerWeight, "a/b.gguf": oci.LayerWeight,
-		"pytorch_model.bin": oci.LayerWeight, "LICENSE": oci.LayerDoc, "README": oci.LayerDoc, "notes.md": oci.LayerDoc,
-		"modeling.py": oci.LayerCode, "what": oci.LayerCode, "train.parquet": oci.LayerDataset,
-	} {
-		if got := kindOf(name, 10); got != want {
-			t.Errorf("kindOf(%q) = %q, want %q", name, got, want)
-		}
-	}
-	if got := kindOf("what", largeFile+1); got != oci.LayerWeight {
-		t.Errorf("a large file of unknown kind is %q", got)
 	}
 }
 

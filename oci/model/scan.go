@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/spate-project/spate/oci/model/format"
 )
 
 // A source is a file to be packed.
@@ -69,7 +71,7 @@ func scan(dir string) (sources []source, skipped []string, err error) {
 	case len(s.sources) > MaxFiles:
 		return nil, nil, fmt.Errorf("it has %d files, more than the %d that a model may have", len(s.sources), MaxFiles)
 	}
-	slices.SortFunc(s.sources, func(a, b source) int { return compareFiles(a.kind, a.name, b.kind, b.name) })
+	slices.SortFunc(s.sources, func(a, b source) int { return format.Compare(a.kind, a.name, b.kind, b.name) })
 	return s.sources, s.skipped, nil
 }
 
@@ -130,7 +132,7 @@ func (s *scanner) visit(path string, entry fs.DirEntry, err error) error {
 	}
 	s.sources = append(s.sources, source{
 		name: name, path: target,
-		kind: kindOf(name, info.Size()), mode: plainMode(info.Mode()), stamp: stampOf(info),
+		kind: format.KindOf(name, info.Size()), mode: plainMode(info.Mode()), stamp: stampOf(info),
 	})
 	return nil
 }

@@ -15,7 +15,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/spate-project/spate/oci/model"
+	"github.com/spate-project/spate/oci/model/format"
 )
 
 // step is how much of a tensor is compared at once.
@@ -185,7 +185,7 @@ func (l *loader) shard(ctx context.Context, name string) error {
 	if !reflect.DeepEqual(got.header, want.header) {
 		return errors.New("its header differs from the source's")
 	}
-	slices.SortFunc(got.header.Tensors, func(a, b model.Tensor) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(got.header.Tensors, func(a, b format.Tensor) int { return cmp.Compare(a.Name, b.Name) })
 	for _, t := range got.header.Tensors {
 		for off := t.Begin; off < t.End; off += step {
 			if err := ctx.Err(); err != nil {

@@ -17,7 +17,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spate-project/spate/oci/model"
+	"github.com/spate-project/spate/oci/model/format"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -47,7 +47,7 @@ func tensorsOf(t *testing.T, dir string) map[string][]byte {
 		if err != nil {
 			t.Fatal(err)
 		}
-		header, err := model.ReadHeader(bytes.NewReader(b), int64(len(b)))
+		header, err := format.ReadSafetensors(bytes.NewReader(b), int64(len(b)), format.MaxHeader)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,14 +9,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/spate-project/spate/oci/model"
+	"github.com/spate-project/spate/oci/model/format"
 )
 
 // weights is one safetensors file, to be read in steps.
 type weights struct {
 	file   *os.File
 	size   int64
-	header *model.Safetensors
+	header *format.Table
 	mapped []byte // the whole file, or nil
 	buf    []byte // one step, where nothing is mapped
 }
@@ -41,7 +41,7 @@ func openWeights(path string, mmap bool) (_ *weights, err error) {
 		return nil, err
 	}
 	w.size = info.Size()
-	if w.header, err = model.ReadHeader(f, w.size); err != nil {
+	if w.header, err = format.ReadSafetensors(f, w.size, format.MaxHeader); err != nil {
 		return nil, err
 	}
 	if !mmap {

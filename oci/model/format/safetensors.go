@@ -1,4 +1,4 @@
-package model
+package format
 
 import (
 	"bytes"
@@ -11,42 +11,25 @@ import (
 	"slices"
 )
 
-// MaxHeader is the largest header that the safetensors format allows, in bytes.
-const MaxHeader = 100_000_000
-
-// Safetensors is what the header of a safetensors file says.
-type Safetensors struct {
-	Metadata map[string]string
-	Tensors  []Tensor // in the order of their bytes
-}
-
-// A Tensor lies in the bytes [Begin, End) of its file.
-type Tensor struct {
-	Name       string
-	DType      string // as the format names it, such as "BF16"
-	Shape      []int64
-	Begin, End int64
-}
-
-// ReadHeader reads the header of a safetensors file of size bytes. It accepts
-// what the format does: every byte behind the header belongs to exactly one
-// tensor, as many as its type and shape need. It reads nothing but the header,
-// which it needs a few times the memory of.
-func ReadHeader(r io.ReaderAt, size int64) (*Safetensors, error) {
-	s, err := readHeader(r, size, MaxHeader)
+// ReadSafetensors reads the header of a safetensors file of size bytes. It
+// accepts what the format does: every byte behind the header belongs to exactly
+// one tensor, as many as its type and shape need. A header of more than limit
+// bytes is refused. It reads nothing but the header, which it needs a few times
+// the memory of.
+func ReadSafetensors(r io.ReaderAt, size, limit int64) (*Table, error) {
+	t, err := readSafetensors(r, size, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read safetensors header: %w", err)
 	}
-	return s, nil
+	return t, nil
 }
 
-// readHeader refuses headers of more than limit bytes.
-func readHeader(r io.ReaderAt, size, limit int64) (*Safetensors, error) {
+func readSafetensors(r io.ReaderAt, size, limit int64) (*Table, error) {
 	var prefix [8]byte
 	if size < int64(len(prefix)) {
 		return nil, fmt.Errorf("the file has %d bytes, too few for one", size)
 	}
-	if _, err := r.ReadAt(prefix[:], 0); err != nil {
+	if _, err := r.ReadAt(prefix[:], 0); err != nil && err != io.EOF {
 		return nil, err
 	}
 	length := binary.LittleEndian.Uint64(prefix[:])
@@ -54,14 +37,15 @@ func readHeader(r io.ReaderAt, size, limit int64) (*Safetensors, error) {
 		return nil, fmt.Errorf("it would have %d bytes in a file of %d; is this a safetensors file?", length, size)
 	}
 	header := make([]byte, length)
-	if _, err := r.ReadAt(header, int64(len(prefix))); err != nil && err != io.EOF {
+	if n, err := r.ReadAt(header, int64(len(prefix))); n < len(header) {
 		return nil, err
 	}
-	s, err := parseHeader(header)
+	t, err := parseHeader(header)
 	if err != nil {
 		return nil, err
 	}
-	return s, s.place(int64(len(prefix))+int64(length), size)
+	t.Header = int64(len(prefix)) + int64(length)
+	return t, t.place(size)
 }
 
 // tensorInfo is a tensor as the header spells it. Offsets count from the end of the header.
@@ -72,7 +56,7 @@ type tensorInfo struct {
 }
 
 // parseHeader reads the JSON of a header, in which a name occurs once.
-func parseHeader(header []byte) (*Safetensors, error) {
+func parseHeader(header []byte) (*Table, error) {
 	if len(header) == 0 || header[0] != '{' {
 		return nil, fmt.Errorf("it is not a JSON object")
 	}
@@ -80,7 +64,7 @@ func parseHeader(header []byte) (*Safetensors, error) {
 	if _, err := d.Token(); err != nil {
 		return nil, err
 	}
-	s := &Safetensors{}
+	t := &Table{}
 	seen := make(map[string]bool)
 	for d.More() {
 		token, err := d.Token()
@@ -93,7 +77,7 @@ func parseHeader(header []byte) (*Safetensors, error) {
 		}
 		seen[name] = true
 		if name == "__metadata__" {
-			if err := d.Decode(&s.Metadata); err != nil {
+			if err := d.Decode(&t.Metadata); err != nil {
 				return nil, fmt.Errorf("its metadata: %w", err)
 			}
 			continue
@@ -105,7 +89,10 @@ func parseHeader(header []byte) (*Safetensors, error) {
 		if info.Shape == nil || len(info.Offsets) != 2 {
 			return nil, fmt.Errorf("tensor %q: it needs a shape and two data_offsets", name)
 		}
-		s.Tensors = append(s.Tensors, Tensor{name, info.DType, info.Shape, info.Offsets[0], info.Offsets[1]})
+		if len(t.Tensors) == MaxTensors {
+			return nil, fmt.Errorf("it has more than %d tensors", MaxTensors)
+		}
+		t.Tensors = append(t.Tensors, Tensor{name, info.DType, info.Shape, info.Offsets[0], info.Offsets[1]})
 	}
 	if _, err := d.Token(); err != nil {
 		return nil, err
@@ -113,18 +100,17 @@ func parseHeader(header []byte) (*Safetensors, error) {
 	if rest := bytes.TrimRight(header[d.InputOffset():], " "); len(rest) > 0 {
 		return nil, fmt.Errorf("there are %d bytes behind its JSON", len(rest))
 	}
-	return s, nil
+	return t, nil
 }
 
-// place sorts the tensors and moves their offsets from the data, which begins
-// at start, to the file, which ends at size.
-func (s *Safetensors) place(start, size int64) error {
-	slices.SortFunc(s.Tensors, func(a, b Tensor) int {
+// place sorts the tensors and moves their offsets from the data to the file, which ends at size.
+func (t *Table) place(size int64) error {
+	slices.SortFunc(t.Tensors, func(a, b Tensor) int {
 		return cmp.Or(cmp.Compare(a.Begin, b.Begin), cmp.Compare(a.End, b.End), cmp.Compare(a.Name, b.Name))
 	})
-	next := start
-	for i := range s.Tensors {
-		t := &s.Tensors[i]
+	start, next := t.Header, t.Header
+	for i := range t.Tensors {
+		t := &t.Tensors[i]
 		want, err := t.bytes()
 		if err != nil {
 			return fmt.Errorf("tensor %q: %w", t.Name, err)
@@ -143,15 +129,6 @@ func (s *Safetensors) place(start, size int64) error {
 		return fmt.Errorf("its tensors end at byte %d of %d; is the file cut short?", next, size)
 	}
 	return nil
-}
-
-// Elements returns how many numbers t holds.
-func (t Tensor) Elements() int64 {
-	n := int64(1)
-	for _, dim := range t.Shape {
-		n *= dim
-	}
-	return n
 }
 
 // bytes returns how many bytes t needs, and an error when no tensor can have its type and shape.

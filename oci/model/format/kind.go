@@ -1,4 +1,4 @@
-package model
+package format
 
 import (
 	"cmp"
@@ -11,8 +11,8 @@ import (
 // largeFile is from where on a file of unknown kind is taken for weights, in bytes, as modctl does.
 const largeFile = 128 << 20
 
-// kindOf guesses what a file is from its name and size.
-func kindOf(name string, size int64) string {
+// KindOf guesses what a file of size bytes is from its name: one of the oci.Layer constants.
+func KindOf(name string, size int64) string {
 	base := strings.ToLower(path.Base(name))
 	switch {
 	case strings.Contains(base, "tokenizer"),
@@ -38,10 +38,10 @@ func kindOf(name string, size int64) string {
 	return oci.LayerCode
 }
 
-// compareFiles orders the files of a model as an engine reads them: what
-// configures it, code, weights in the natural order of their shards, then what
-// it does not read at all.
-func compareFiles(kindA, pathA, kindB, pathB string) int {
+// Compare orders the files of a model, each of a kind and at a path, as an engine
+// reads them: what configures it, code, weights in the natural order of their
+// shards, then what it does not read at all.
+func Compare(kindA, pathA, kindB, pathB string) int {
 	return cmp.Or(cmp.Compare(rank(kindA), rank(kindB)), compareNatural(pathA, pathB))
 }
 

@@ -1,4 +1,4 @@
-package model
+package format
 
 import (
 	"bytes"
@@ -8,14 +8,14 @@ import (
 	"testing"
 )
 
-func TestReadHeader(t *testing.T) {
+func TestReadSafetensors(t *testing.T) {
 	file := rawSafetensors(`{"__metadata__":{"format":"pt"},`+
 		`"b":{"dtype":"F32","shape":[2,3],"data_offsets":[6,30],"added":1},`+
 		`"a":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]},`+
 		`"none":{"dtype":"I64","shape":[0,7],"data_offsets":[30,30]},`+
 		`"one":{"dtype":"F8_E4M3","shape":[],"data_offsets":[30,31]},`+
 		`"half":{"dtype":"F4","shape":[4],"data_offsets":[31,33]}}   `, 33)
-	s, err := ReadHeader(bytes.NewReader(file), int64(len(file)))
+	s, err := ReadSafetensors(bytes.NewReader(file), int64(len(file)), MaxHeader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,15 +27,15 @@ func TestReadHeader(t *testing.T) {
 		{"one", "F8_E4M3", []int64{}, start + 30, start + 31},
 		{"half", "F4", []int64{4}, start + 31, start + 33},
 	}
-	if fmt.Sprint(s.Tensors) != fmt.Sprint(want) || s.Metadata["format"] != "pt" {
-		t.Errorf("ReadHeader: %v, want %v", s, want)
+	if fmt.Sprint(s.Tensors) != fmt.Sprint(want) || s.Metadata["format"] != "pt" || s.Header != start {
+		t.Errorf("ReadSafetensors: %v, want %v", s, want)
 	}
 	if n := s.Tensors[1].Elements(); n != 6 {
 		t.Errorf("Elements() = %d, want 6", n)
 	}
 }
 
-func TestReadHeaderRefuses(t *testing.T) {
+func TestReadSafetensorsRefuses(t *testing.T) {
 	tensor := func(fields string) string { return `{"a":{` + fields + `}}` }
 	for name, tt := range map[string]struct {
 		header string
@@ -69,7 +69,7 @@ func TestReadHeaderRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := rawSafetensors(tt.header, tt.data)
-			_, err := ReadHeader(bytes.NewReader(file), int64(len(file)))
+			_, err := ReadSafetensors(bytes.NewReader(file), int64(len(file)), MaxHeader)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Fatalf("error %v, want one with %q", err, tt.want)
 			}
@@ -82,7 +82,7 @@ func TestReadHeaderRefuses(t *testing.T) {
 		"a huge header":       binary.LittleEndian.AppendUint64(nil, 1<<63),
 		"a header past 100MB": append(binary.LittleEndian.AppendUint64(nil, MaxHeader+1), '{'),
 	} {
-		if _, err := ReadHeader(bytes.NewReader(file), max(int64(len(file)), 0)); err == nil {
+		if _, err := ReadSafetensors(bytes.NewReader(file), int64(len(file)), MaxHeader); err == nil {
 			t.Errorf("%s was accepted", name)
 		}
 	}
@@ -92,12 +92,12 @@ func rawSafetensors(header string, data int) []byte {
 	return append(append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...), make([]byte, data)...)
 }
 
-func FuzzReadHeader(f *testing.F) {
+func FuzzReadSafetensors(f *testing.F) {
 	f.Add(rawSafetensors(`{}`, 0))
 	f.Add(rawSafetensors(`{"__metadata__":{"format":"pt"},"a":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]},"b":{"dtype":"F4","shape":[2],"data_offsets":[6,7]}}`, 7))
 	f.Fuzz(func(t *testing.T, file []byte) {
 		size := int64(len(file))
-		s, err := ReadHeader(bytes.NewReader(file), size)
+		s, err := ReadSafetensors(bytes.NewReader(file), size, MaxHeader)
 		if err != nil {
 			return
 		}
