@@ -12,6 +12,7 @@ import (
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/errdef"
 
+	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/oci"
 )
 
@@ -21,6 +22,19 @@ type Target interface {
 
 	// Exists reports whether the target holds what desc describes.
 	Exists(ctx context.Context, desc ocispec.Descriptor) (bool, error)
+}
+
+// Sign has signer sign desc, and attaches the signature as Attach does.
+func Sign(ctx context.Context, target Target, signer Signer, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
+	subject, err := piece.ParseDigest(desc.Digest.String())
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("sign %s: %w", desc.Digest, err)
+	}
+	bundle, err := signer.Sign(ctx, subject)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return Attach(ctx, target, desc, bundle)
 }
 
 // Attach pushes bundle, a Sigstore bundle as a Signer makes it, as a referrer

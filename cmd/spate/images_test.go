@@ -31,7 +31,6 @@ import (
 	"github.com/spate-project/spate/cmd/internal/lab"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/oci/snapshot/containerdtest"
-	"github.com/spate-project/spate/signing/cosign"
 )
 
 // A site is a registry and the keys of those who use it.
@@ -374,25 +373,7 @@ func TestImagesRefused(t *testing.T) {
 	}
 
 	signed := n.push("signed", map[string][]byte{"etc/greeting": []byte("signed\n")})
-	key, err := os.ReadFile(n.keys.Sign())
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := cosign.NewSigner(key, func() ([]byte, error) { return nil, nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	repo, err := remote.Open(signed, remote.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	desc, err := repo.Resolve(t.Context(), "v1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := sign(t.Context(), repo, signer, desc); err != nil {
-		t.Fatal(err)
-	}
+	n.signImage(signed)
 	c.Pull(signed)
 	if out := c.Run(signed, "signed", "/bin/busybox", "cat", "/etc/greeting"); out != "signed\n" {
 		t.Errorf("an image without an index reads %q", out)

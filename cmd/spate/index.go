@@ -148,7 +148,7 @@ func signUnsigned(ctx context.Context, repo *remote.Repository, signer *cosign.S
 		ref.Reference = desc.Digest.String()
 		_, _, err := policy.Admit(ctx, repo, ref.String())
 		if errors.Is(err, piece.ErrNotTrusted) {
-			err = sign(ctx, repo, signer, desc)
+			_, err = signing.Sign(ctx, repo, signer, desc)
 		}
 		if err != nil {
 			return err

@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/cmd/internal/ui"
 	"github.com/spate-project/spate/oci/image"
 	"github.com/spate-project/spate/oci/model"
@@ -118,7 +117,7 @@ func (a *app) push(ctx context.Context, dir, reference string, volume bool, sign
 	}
 	if signer != nil {
 		for _, d := range append(others, root) {
-			if err := sign(ctx, repo, signer, d); err != nil {
+			if _, err := signing.Sign(ctx, repo, signer, d); err != nil {
 				return nil, fmt.Errorf("sign %s: %w", reference, err)
 			}
 		}
@@ -180,19 +179,6 @@ func (p *pushed) print(w io.Writer) error {
 	}
 	_, err := fmt.Fprintf(w, "pushed %s: %d files, %s in %s\n%s", p.Reference, p.Files, ui.Size(p.Bytes),
 		ui.Duration(time.Duration(p.Seconds*float64(time.Second))), &text)
-	return err
-}
-
-func sign(ctx context.Context, target signing.Target, signer signing.Signer, d ocispec.Descriptor) error {
-	digest, err := piece.ParseDigest(d.Digest.String())
-	if err != nil {
-		return err
-	}
-	bundle, err := signer.Sign(ctx, digest)
-	if err != nil {
-		return err
-	}
-	_, err = signing.Attach(ctx, target, d, bundle)
 	return err
 }
 

@@ -4,11 +4,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/spate-project/spate/cmd/internal/ui"
+	"github.com/spate-project/spate/oci/indexer"
 	"github.com/spate-project/spate/oci/registry"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/tracker"
@@ -27,10 +31,42 @@ func (a *app) announce(s serving, what string) error {
 	})
 }
 
+// expandedLimit is what --index-limit is by default. The largest images are of some 50 GiB.
+const expandedLimit = 64 << 30
+
+// indexFlags say whether and how a registry indexes the images that it has.
+type indexFlags struct {
+	key   string
+	limit ui.Bytes
+}
+
+func (i *indexFlags) register(f *pflag.FlagSet) {
+	i.limit = expandedLimit
+	f.StringVar(&i.key, "index-key", "", "private key `file` to sign the indexes of pushed images with; none are made when empty")
+	f.Var(&i.limit, "index-limit", "what the layers of an image may expand to, for it to be indexed; 0 is no limit")
+}
+
+// indexer returns nil, which indexes nothing, when there is no key.
+func (i *indexFlags) indexer(log *slog.Logger) (*indexer.Indexer, error) {
+	if i.key == "" {
+		return nil, nil
+	}
+	signer, err := loadSigner(i.key)
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := signer.Verifier(i.key)
+	if err != nil {
+		return nil, fmt.Errorf("load the signing key %s: %w", i.key, err)
+	}
+	return indexer.New(indexer.Options{Signer: signer, Verifier: verifier, MaxExpanded: int64(i.limit), Logger: log}), nil
+}
+
 func (a *app) registryCommand() *cobra.Command {
 	var (
 		listen listenFlags
 		limits linkFlags
+		images indexFlags
 		data   string
 	)
 	cmd := &cobra.Command{
@@ -41,8 +77,16 @@ and the tracker through which agents find each other and share out what they
 draw from this registry, so that it sends each byte about once.
 
 Blobs, manifests and unfinished uploads survive a restart. The tracker keeps
-nothing: agents tell it again.`,
+nothing: agents tell it again.
+
+--index-key indexes every image that is here or is pushed, in the background, as
+` + "`spate index`" + ` does, and signs the indexes, not the images, with that key; its
+password comes from COSIGN_PASSWORD or the terminal. An agent reads such an image
+lazily when a --key of it has signed the image, and another is this one's public
+half. Models are left alone: ` + "`spate push`" + ` indexes them. What is compressed is
+stored a second time, expanded.`,
 		Example: `  spate registry --data /var/lib/spate-registry
+  spate registry --index-key registry.key
   spate registry --listen 0.0.0.0:5000 --tls-cert tls.crt --tls-key tls.key`,
 		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -52,7 +96,11 @@ nothing: agents tell it again.`,
 			}
 			defer ln.Close()
 			log := a.logger()
-			reg, err := registry.Open(data, registry.Options{Logger: log})
+			index, err := images.indexer(log)
+			if err != nil {
+				return err
+			}
+			reg, err := registry.Open(data, registry.Options{Logger: log, Pushed: index.Pushed})
 			if err != nil {
 				return err
 			}
@@ -67,12 +115,13 @@ nothing: agents tell it again.`,
 			mux.HandleFunc("GET /spate/v1/registry", func(w http.ResponseWriter, _ *http.Request) {
 				json.NewEncoder(w).Encode(map[string]int64{"sentBytes": l.Sent(), "receivedBytes": l.Received()})
 			})
-			h := measured(mux, func() registryCounts { return countRegistry(log, reg, track, l) })
+			h := measured(mux, func() registryCounts { return countRegistry(log, reg, index, track, l) })
 			if err := a.announce(serving{ln.Addr().String(), data}, "registry"); err != nil {
 				return err
 			}
 			g, ctx := errgroup.WithContext(cmd.Context())
 			g.Go(func() error { return reg.Run(ctx) })
+			g.Go(func() error { return index.Run(ctx, reg.Store()) })
 			g.Go(func() error { return serveUntil(ctx, h, l.Listener(ln)) })
 			return g.Wait()
 		},
@@ -80,6 +129,7 @@ nothing: agents tell it again.`,
 	f := cmd.Flags()
 	listen.register(f, "127.0.0.1:5000")
 	limits.register(f)
+	images.register(f)
 	f.StringVar(&data, "data", "/var/lib/spate-registry", "`directory` of the store")
 	return cmd
 }

@@ -33,6 +33,7 @@ var rooms = map[string][]string{
 	"oci/layer":                   {"oci"},
 	"oci/index":                   {"oci"},
 	"oci/image":                   {"oci", "oci/index", "oci/layer"},
+	"oci/indexer":                 {"oci", "oci/image", "oci/registry", "signing"},
 	"oci/model":                   {"oci", "oci/image", "oci/index", "oci/layer", "oci/model/format", "oci/remote"},
 	"oci/model/format":            {"oci"},
 	"oci/snapshot":                {},

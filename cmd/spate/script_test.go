@@ -23,6 +23,7 @@ import (
 	"github.com/spate-project/spate/cmd/internal/lab"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p/identity"
+	"github.com/spate-project/spate/signing"
 	"github.com/spate-project/spate/signing/cosign"
 )
 
@@ -281,7 +282,8 @@ func signManifest(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	desc, err := repo.Resolve(ctx, args[0])
 	ts.Check(err)
-	ts.Check(sign(ctx, repo, signer, desc))
+	_, err = signing.Sign(ctx, repo, signer, desc)
+	ts.Check(err)
 }
 
 // noprocess TEXT fails when a process has TEXT in its command line.

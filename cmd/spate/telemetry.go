@@ -10,6 +10,7 @@ import (
 
 	"github.com/spate-project/spate/cmd/internal/agent"
 	"github.com/spate-project/spate/cmd/internal/telemetry"
+	"github.com/spate-project/spate/oci/indexer"
 	"github.com/spate-project/spate/oci/registry"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/tracker"
@@ -43,15 +44,16 @@ func (t *traceFlags) tracer(opts agent.Options) (*telemetry.Tracer, error) {
 type registryCounts struct {
 	sent, received int64
 	usage          registry.Usage
+	index          indexer.Stats
 	tracker        tracker.Stats
 }
 
-func countRegistry(log *slog.Logger, reg *registry.Registry, track *tracker.Server, l *link.Link) registryCounts {
+func countRegistry(log *slog.Logger, reg *registry.Registry, index *indexer.Indexer, track *tracker.Server, l *link.Link) registryCounts {
 	usage, err := reg.Store().Usage()
 	if err != nil {
 		log.Warn("the registry's metrics lack its blobs", "err", err)
 	}
-	return registryCounts{sent: l.Sent(), received: l.Received(), usage: usage, tracker: track.Stats()}
+	return registryCounts{sent: l.Sent(), received: l.Received(), usage: usage, index: index.Stats(), tracker: track.Stats()}
 }
 
 // measured returns mux with a registry's metrics, and counts the requests to it.
@@ -74,6 +76,14 @@ func registryFamilies() []telemetry.Family[registryCounts] {
 			func(c registryCounts) int { return c.usage.Blobs }),
 		telemetry.One("spate_registry_blob_bytes", "Bytes of the blobs in the store.",
 			func(c registryCounts) int64 { return c.usage.Bytes }),
+		telemetry.By("spate_registry_index_images_total", "Images whose turn to be indexed came, by what came of it.", "result",
+			func(c registryCounts) values {
+				return values{"indexed": float64(c.index.Indexed), "failed": float64(c.index.Failed), "skipped": float64(c.index.Skipped)}
+			}),
+		telemetry.One("spate_registry_index_seconds_total", "Time spent on indexing images.",
+			func(c registryCounts) float64 { return c.index.Took.Seconds() }),
+		telemetry.One("spate_registry_index_pending", "Images that wait for their index, or get it now.",
+			func(c registryCounts) int { return c.index.Pending }),
 		telemetry.One("spate_tracker_nodes", "Nodes that announce themselves.",
 			func(c registryCounts) int { return c.tracker.Nodes }),
 		telemetry.One("spate_tracker_swarms", "Swarms that nodes are in.",

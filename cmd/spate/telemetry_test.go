@@ -28,7 +28,7 @@ func TestRegistryMetrics(t *testing.T) {
 	track, l, mux := tracker.New(tracker.Options{Logger: log}), link.New(0, 0), http.NewServeMux()
 	mux.Handle("/v2/", reg)
 	mux.Handle(tracker.AnnouncePath, track)
-	srv := httptest.NewUnstartedServer(measured(mux, func() registryCounts { return countRegistry(log, reg, track, l) }))
+	srv := httptest.NewUnstartedServer(measured(mux, func() registryCounts { return countRegistry(log, reg, nil, track, l) }))
 	srv.Listener = l.Listener(srv.Listener.(*net.TCPListener))
 	srv.Start()
 	defer srv.Close()
@@ -70,6 +70,8 @@ func TestRegistryMetrics(t *testing.T) {
 		`spate_registry_requests_total{code="200",method="post",route="announce"} 1`,
 		`spate_registry_blobs 1`,
 		`spate_registry_blob_bytes 4000`,
+		`spate_registry_index_images_total{result="indexed"} 0`,
+		`spate_registry_index_pending 0`,
 		`spate_tracker_nodes 1`,
 		`spate_tracker_swarms 1`,
 		`spate_tracker_open_pieces 9`,

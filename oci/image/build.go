@@ -28,6 +28,11 @@ type Options struct {
 	// Concurrency is how many layers are under way at once. Default one for each processor.
 	Concurrency int
 
+	// MaxExpanded bounds, in bytes, what the compressed layers of the image expand
+	// to, all together. Each one is then bounded too: to 100 times the size of its
+	// blob, or 64 MiB where that is more. 0 is no bound, for images that are known to be good.
+	MaxExpanded int64
+
 	// Progress is told what has happened, by several goroutines at once. It must
 	// not block for long: the work waits for it. Nil means that nobody cares.
 	Progress func(Event)
@@ -90,7 +95,7 @@ type Object struct {
 //
 // What repo.Fetch opens must fail at its end when it is not what its digest
 // names, as *remote.Repository's does. Memory does not depend on the size of a layer but for
-// its pieces and its number of files.
+// its pieces and its number of files. ctx governs all of it.
 func Build(ctx context.Context, repo content.Storage, m Manifest, opts Options) (*Built, error) {
 	built, err := build(ctx, repo, m, opts)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
@@ -19,8 +20,9 @@ import (
 
 // A builder is one run of Build.
 type builder struct {
-	repo content.Storage
-	opts Options
+	repo     content.Storage
+	opts     Options
+	expanded atomic.Int64 // bytes of compressed layers
 }
 
 // layer makes the object of o.Layer and stores what the index needs of it. It
@@ -60,7 +62,10 @@ func (b *builder) expand(ctx context.Context, o *Object, blob io.Reader) error {
 		return err
 	}
 	defer spool.Close()
-	size, err := expand(spool, o.Blob.MediaType, blob)
+	size, err := b.spool(spool, o.Blob, blob)
+	if bomb := (*tooLargeError)(nil); errors.As(err, &bomb) {
+		return err
+	}
 	if err != nil {
 		return blobError(blob, err)
 	}
@@ -70,23 +75,20 @@ func (b *builder) expand(ctx context.Context, o *Object, blob io.Reader) error {
 	return store(ctx, b.repo, index.Object{Object: o.tree.Object()}.Descriptor(), spool)
 }
 
-// expand writes the object of blob to w and returns its size. It goes on until
+// spool writes the object of blob to w and returns its size. It goes on until
 // the blob's end was reached, where its digest is checked.
-func expand(w io.Writer, mediaType string, blob io.Reader) (int64, error) {
-	object, err := layer.Expand(mediaType, blob)
+func (b *builder) spool(w io.Writer, desc ocispec.Descriptor, blob io.Reader) (int64, error) {
+	object, err := layer.Expand(desc.MediaType, blob)
 	if err != nil {
 		return 0, err
 	}
 	defer object.Close()
-	size, err := io.Copy(w, io.LimitReader(object, piece.MaxSize+1))
-	if err == nil && size > piece.MaxSize {
-		err = fmt.Errorf("it expands to more than %d bytes", int64(piece.MaxSize))
-	}
-	return size, err
+	return io.Copy(w, b.bounded(object, desc.Size))
 }
 
 // read reads the object of o, size bytes, and makes its EROFS metadata.
 func (b *builder) read(ctx context.Context, o *Object, r io.Reader, size int64) error {
+	r = governed{ctx, r}
 	h := piece.NewHasher(size)
 	var tarErr error
 	if o.Tar {
@@ -175,7 +177,7 @@ func store(ctx context.Context, repo content.Storage, desc ocispec.Descriptor, f
 	if ok, err := repo.Exists(ctx, desc); ok || err != nil {
 		return err
 	}
-	err := repo.Push(ctx, desc, io.NewSectionReader(f, 0, desc.Size))
+	err := repo.Push(ctx, desc, governed{ctx, io.NewSectionReader(f, 0, desc.Size)})
 	if errors.Is(err, errdef.ErrAlreadyExists) {
 		return nil // another layer has the same
 	}

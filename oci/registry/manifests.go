@@ -63,6 +63,9 @@ func (r *Registry) putManifest(w http.ResponseWriter, req *http.Request, rt rout
 	if err := r.store.PutManifest(rt.name, m, tags...); err != nil {
 		return err
 	}
+	if r.opts.Pushed != nil {
+		r.opts.Pushed(rt.name, m)
+	}
 	if m.Subject != "" {
 		w.Header().Set("OCI-Subject", m.Subject.String())
 	}

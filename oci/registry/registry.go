@@ -37,6 +37,11 @@ type Options struct {
 	// UploadSilence is how long an upload's client may send nothing before the
 	// connection is given up. What was received is kept. Default one minute.
 	UploadSilence time.Duration
+
+	// Pushed, unless nil, is told of each manifest that a client has pushed to a
+	// repository, before the client gets its answer. It must not block. It is
+	// called by several goroutines at once.
+	Pushed func(repo string, m *Manifest)
 }
 
 // sweepInterval is how often Run tidies up.

@@ -81,24 +81,29 @@ func (s *Store) DeleteBlob(repo string, d digest.Digest) error {
 
 // adopt makes data, a synced file whose digest was found to be d, a blob of
 // repo. spare is a free name beside it. Either may still be there afterwards.
+func (s *Store) adopt(data, spare, repo string, d digest.Digest) error {
+	shared, err := s.share(poolPath(d), data, spare)
+	if err != nil {
+		return err
+	}
+	if shared {
+		data = spare
+	}
+	return s.place(data, repo, d, shared)
+}
+
+// place makes the synced file data a blob of repo. shared says that it is the pool's file already.
 //
 // Killed before the rename, repo is without the blob; after it, repo holds it
 // and only the sharing with later uploads is lost.
-func (s *Store) adopt(data, spare, repo string, d digest.Digest) error {
+func (s *Store) place(data, repo string, d digest.Digest, shared bool) error {
 	pool, name := poolPath(d), blobPath(repo, d)
 	for _, dir := range []string{path.Dir(pool), path.Dir(name)} {
 		if err := s.mkdir(dir); err != nil {
 			return err
 		}
 	}
-	shared, err := s.share(pool, data, spare)
-	if err != nil {
-		return err
-	}
-	if shared {
-		return s.rename(spare, name)
-	}
-	if err := s.rename(data, name); err != nil {
+	if err := s.rename(data, name); err != nil || shared {
 		return err
 	}
 	// The pool only saves space. The link fails when another upload was first,

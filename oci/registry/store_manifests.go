@@ -37,6 +37,15 @@ func (s *Store) Manifest(repo string, d digest.Digest) (*Manifest, error) {
 	return m, nil
 }
 
+// holds returns ErrManifestUnknown when repo does not hold the manifest d.
+func (s *Store) holds(repo string, d digest.Digest) error {
+	_, err := s.root.Stat(manifestPath(repo, d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return ErrManifestUnknown
+	}
+	return err
+}
+
 // PutManifest stores m in repo and lets tags name it. *MissingError when repo
 // lacks a blob or manifest that m refers to, except its subject; *ManifestError
 // when m gives a blob another size than it has.
@@ -45,6 +54,8 @@ func (s *Store) Manifest(repo string, d digest.Digest) (*Manifest, error) {
 // killed between two of them, no tag names a manifest that is not there, and a
 // manifest that is there is found as a referrer; an entry without a manifest is passed over.
 func (s *Store) PutManifest(repo string, m *Manifest, tags ...string) error {
+	s.names.Lock()
+	defer s.names.Unlock()
 	if err := s.putManifest(repo, m, tags); err != nil {
 		return fmt.Errorf("store manifest %s in %s: %w", m.Descriptor.Digest, repo, err)
 	}
@@ -52,8 +63,6 @@ func (s *Store) PutManifest(repo string, m *Manifest, tags ...string) error {
 }
 
 func (s *Store) putManifest(repo string, m *Manifest, tags []string) error {
-	s.names.Lock()
-	defer s.names.Unlock()
 	if err := s.complete(repo, m); err != nil {
 		return err
 	}
@@ -119,8 +128,8 @@ func (s *Store) DeleteManifest(repo string, d digest.Digest) error {
 func (s *Store) deleteManifest(repo string, d digest.Digest) error {
 	s.names.Lock()
 	defer s.names.Unlock()
-	if _, err := s.root.Stat(manifestPath(repo, d)); errors.Is(err, fs.ErrNotExist) {
-		return ErrManifestUnknown
+	if err := s.holds(repo, d); err != nil {
+		return err
 	}
 	tags, err := s.list(repository(repo, "_tags"))
 	if err != nil {
