@@ -173,3 +173,20 @@ func (a *asked) Lease(ctx context.Context, r tracker.LeaseRequest) (tracker.Leas
 	}
 	return a.Local.Lease(ctx, r)
 }
+
+// TestAheadOfALoneReader: where nobody else asks, leases are large enough for an origin that is far away.
+func TestAheadOfALoneReader(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o, n := &origin{}, newNode(t, "a", nil)
+		o.fails(func(context.Context, int) error {
+			time.Sleep(100 * time.Millisecond)
+			return nil
+		})
+		n.join(t, o, false)
+		n.Ahead(id, 0, 20)
+		time.Sleep(350 * time.Millisecond)
+		if got := n.holding.Count(); got <= 10 {
+			t.Errorf("%d pieces came in the time of three requests", got)
+		}
+	})
+}

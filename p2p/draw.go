@@ -16,6 +16,11 @@ const (
 	given  = 500 * time.Millisecond
 	closed = 2 * time.Second
 
+	// most is how many times Options.LeaseBytes is taken at a time of what a
+	// reader comes to, where the tracker has so much to give: to few nodes, or of
+	// a fast origin.
+	most = 4
+
 	// failing is how long to wait after a failure, twice as long after each further one, up to broken.
 	failing = time.Second
 	broken  = 30 * time.Second
@@ -108,10 +113,13 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 		return
 	}
 
-	if among == nil && mb.rest() {
+	pieces := m.leasePieces(mb)
+	if among != nil {
+		pieces *= most
+	} else if mb.rest() {
 		return
 	}
-	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Among: among, Max: m.leasePieces(mb), Backlog: mb.backlog()})
+	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Among: among, Max: pieces, Backlog: mb.backlog()})
 	if err == nil {
 		l = mb.leaveToPeers(mb.take(l, -1))
 	}

@@ -159,5 +159,5 @@ func (v view) turn(r LeaseRequest, now time.Time) (most int, again Seconds) {
 		turns := time.Duration(float64(asking) / max(v.rate, 1) * float64(time.Second)) // until everybody had one
 		return 0, Seconds(min(max(turns/4, soonest), latest))
 	}
-	return min(r.Max, max(1, room/asking)), 0
+	return min(r.Max, max(1, room/(asking+1))), 0 // another may be about to ask
 }
