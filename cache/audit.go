@@ -103,6 +103,7 @@ func (s *Store) quarantine(o *Object, why *piece.WrongBytesError) {
 	err := os.MkdirAll(filepath.Dir(to), 0o700)
 	if err == nil {
 		err = os.Rename(s.objectPath(o.object.Digest), to)
+		s.account.drop(o.object.Digest)
 	}
 	if err != nil {
 		s.log.Error("quarantine failed: remove the object's files by hand", "path", s.objectPath(o.object.Digest), "error", err)

@@ -25,6 +25,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(evictingEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, evictUntilKilled(dir))
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -184,7 +188,13 @@ func TestStore(t *testing.T) {
 		"quarantine":      testQuarantine,
 		"export":          testExport,
 		"lazy":            testLazy,
+		"incoming":        testIncoming,
 		"stack":           testStack,
+		"evict":           testEvict,
+		"quota full":      testQuotaFull,
+		"pins":            testPins,
+		"gc":              testGC,
+		"account":         testAccount,
 		"cut short":       testCutShort,
 		"every read once": testEveryReadOnce,
 	}

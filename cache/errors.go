@@ -12,6 +12,9 @@ import (
 
 // explain adds what to do to an error of the disk.
 func (s *Store) explain(err error) error {
+	if _, ok := errors.AsType[*QuotaError](err); ok {
+		return err
+	}
 	for _, full := range []syscall.Errno{unix.ENOSPC, unix.EDQUOT} {
 		if errors.Is(err, full) {
 			return fmt.Errorf("%w: free space under %s", full, s.dir)

@@ -38,6 +38,7 @@ type Object struct {
 	mu       sync.Mutex
 	moved    sync.Cond // a piece left sealed, a block was written, or err was set
 	states   []state
+	charged  []bool           // by piece: the account counts it
 	counts   [present + 1]int // of states
 	blocks   map[int]*blocks  // of absent pieces that blocks came of
 	writers  int              // of all blocks
@@ -55,6 +56,7 @@ func (s *Store) load(t *piece.Tree, src Source) (_ *Object, err error) {
 		store: s, tree: t, object: t.Object(), src: src, refs: 1,
 		dead:     make(chan struct{}),
 		states:   make([]state, t.Object().Pieces()),
+		charged:  make([]bool, t.Object().Pieces()),
 		blocks:   make(map[int]*blocks),
 		arrivals: make(map[int]chan struct{}),
 		flights:  make(map[int]*flight),
@@ -93,11 +95,15 @@ func (s *Store) load(t *piece.Tree, src Source) (_ *Object, err error) {
 	if !fits && info.Size() > 0 { // not new
 		s.stats.badClaims.Add(1)
 		s.log.Warn("the record of an object's pieces is broken or another tree's; the object starts anew", "object", o.object.Digest)
+		if err := errors.Join(o.data.Truncate(0), o.data.Truncate(o.object.Size)); err != nil {
+			return nil, err
+		}
 	}
 	o.counts[absent] = len(o.states)
 	for i := range o.states {
 		if claims(t, slots, i) {
 			o.set(i, claimed)
+			o.charged[i] = true
 		}
 	}
 	o.audited = claims(t, slots, len(o.states))
@@ -110,6 +116,31 @@ func (s *Store) load(t *piece.Tree, src Source) (_ *Object, err error) {
 // Close ends one use of the object, as Store.Open began it. The last one closes
 // the files: reads that wait and flights end with fs.ErrClosed.
 func (o *Object) Close() error { return o.store.close(o) }
+
+// Linger ends one use of the object as Close does, but the last one leaves it
+// open, for whom it serves by the way, until the store is closed or needs its
+// room; then Err is ErrEvicted. Reopen begins a use of it again.
+func (o *Object) Linger() {
+	s := o.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o.refs--; s.objects[o.object.Digest] == o {
+		s.touch(o.object.Digest)
+	}
+}
+
+// Reopen begins one use of an object that lingers, as Store.Open does. It reports
+// false when the object is open no more.
+func (o *Object) Reopen() bool {
+	s := o.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.objects[o.object.Digest] != o {
+		return false
+	}
+	o.refs++
+	return true
+}
 
 // shut ends all use of the object because of err, and returns when no write is under way.
 func (o *Object) shut(err error) error {

@@ -1,26 +1,33 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/spate-project/spate/cache/piece"
 )
 
-// Remove deletes what is here of an object that is not open. It returns nil
-// where there is nothing. A part that a crash leaves is a miss.
+// Remove deletes what is here of an object that is in nobody's use, pinned or
+// not. It returns nil where there is nothing.
 func (s *Store) Remove(d piece.Digest) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.objects == nil:
-		return fmt.Errorf("remove object %s: cache %s: %w", d, s.dir, fs.ErrClosed)
-	case s.objects[d] != nil:
-		return fmt.Errorf("remove object %s: it is open", d)
-	}
-	if err := os.RemoveAll(s.objectPath(d)); err != nil {
+	gone, err := s.remove(d)
+	if err = errors.Join(err, gone.empty()); err != nil {
 		return fmt.Errorf("remove object %s: %w", d, err)
 	}
 	return nil
+}
+
+func (s *Store) remove(d piece.Digest) (gone trash, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.objects[d]
+	switch {
+	case s.objects == nil:
+		return nil, fmt.Errorf("cache %s: %w", s.dir, fs.ErrClosed)
+	case o != nil && o.refs > 0:
+		return nil, errors.New("it is open")
+	}
+	err = s.discard(d, &gone)
+	return gone, err
 }

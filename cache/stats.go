@@ -24,6 +24,12 @@ type Stats struct {
 
 	Objects int   `json:"objects"` // open now
 	Bytes   int64 `json:"bytes"`   // of their present pieces
+
+	Quota        int64 `json:"quotaBytes"`     // 0 is none
+	Used         int64 `json:"usedBytes"`      // what counts against the quota, open or not
+	Pinned       int64 `json:"pinnedBytes"`    // of these, what is pinned, in use or on its way
+	Evicted      int64 `json:"evictedObjects"` // to make room
+	EvictedBytes int64 `json:"evictedBytes"`
 }
 
 type counters struct {
@@ -44,6 +50,10 @@ func (s *Store) Stats() Stats {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	st.Pinned = s.pinned(s.list())
+	s.account.mu.Lock()
+	st.Quota, st.Used, st.Evicted, st.EvictedBytes = s.account.quota, s.account.used, s.account.evicted, s.account.evictedBytes
+	s.account.mu.Unlock()
 	st.Objects = len(s.objects)
 	for _, o := range s.objects {
 		st.Bytes += o.presentBytes()

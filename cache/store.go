@@ -5,7 +5,8 @@
 // in any order, whole (Object.Put) or in blocks (Object.WriteBlock and
 // Object.Commit), from whoever fetches them: a reader that touches an absent
 // piece starts one flight for it, which asks the object's Source, and everyone
-// who wants that piece waits for the same flight.
+// who wants that piece waits for the same flight. An object whose tree nobody
+// knows yet comes from its first byte to its last (Store.Receive).
 //
 // # What holds
 //
@@ -20,6 +21,9 @@
 //   - Broken local data is a miss: it is dropped, counted and fetched again.
 //   - A complete object is audited against its SHA-256. One that fails is moved
 //     to quarantine and refuses every read from then on.
+//   - The cache has no more bytes than its quota. What is written may evict whole
+//     objects, which nobody uses and no name pins, by last use; where there are
+//     none the write fails as on a full disk.
 //
 // The files, and what is on disk when, are described in record.go.
 package cache
@@ -63,7 +67,21 @@ type Options struct {
 	// object is audited, so that audits take no time from readers; 5 seconds when 0.
 	// A cache that never rests audits all the same, after ten minutes of waiting.
 	AuditQuiet time.Duration
+
+	// Quota is how many bytes of objects the cache may have, 0 for no limit;
+	// account.go says what counts. SetQuota changes it.
+	Quota int64
+
+	// OnEvict, when not nil, is called after objects were evicted, some of which
+	// may have lingered. It must not block and is called concurrently.
+	OnEvict func()
 }
+
+// Below the cache's directory.
+const (
+	objectsDir    = "objects"
+	quarantineDir = "quarantine"
+)
 
 // A Store is a directory of objects that one process uses. It is safe for concurrent use.
 type Store struct {
@@ -75,12 +93,16 @@ type Store struct {
 	stats counters
 	queue auditQueue
 
+	account *account
+
 	mu      sync.Mutex
-	objects map[piece.Digest]*Object // nil when closed
+	objects map[piece.Digest]*Object // open, for somebody or lingering; nil when closed
+	pins    pins
 }
 
 // Open opens the cache in dir, which is made if need be. It fails when another
-// process has it open. Run must be running for complete objects to be audited.
+// process has it open, and with a *QuotaError when more bytes are pinned than the
+// quota allows. Run must be running for complete objects to be audited.
 func Open(dir string, opts Options) (*Store, error) {
 	opts.FetchTimeout = cmp.Or(opts.FetchTimeout, 2*time.Minute)
 	opts.Flights = cmp.Or(opts.Flights, 16)
@@ -93,19 +115,36 @@ func Open(dir string, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open cache: %v", err)
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "objects"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, objectsDir), 0o700); err != nil {
 		return nil, fmt.Errorf("open cache %s: %w", dir, err)
 	}
 	lock, err := lockDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open cache %s: %w", dir, err)
 	}
-	return &Store{
+	// What was not whole when an earlier process ended.
+	incoming := filepath.Join(dir, incomingDir)
+	if err := errors.Join(os.RemoveAll(incoming), os.Mkdir(incoming, 0o700)); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open cache %s: %w", dir, err)
+	}
+	s := &Store{
 		dir: dir, opts: opts, log: opts.Logger, lock: lock,
 		bufs:    newBuffers(opts.VerifyMemory),
 		queue:   newAuditQueue(),
 		objects: make(map[piece.Digest]*Object),
-	}, nil
+	}
+	if s.pins, err = readPins(dir, s.log); err == nil {
+		s.account, err = openAccount(dir)
+	}
+	if err == nil {
+		err = s.SetQuota(opts.Quota)
+	}
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("open cache %s: %w", dir, err)
+	}
+	return s, nil
 }
 
 // lockDir takes dir for this process. The kernel gives the lock back when the process ends, however it ends.
@@ -137,6 +176,9 @@ func (s *Store) Close() error {
 	var errs []error
 	for _, o := range open {
 		errs = append(errs, o.shut(fs.ErrClosed))
+		if o.refs > 0 {
+			s.touch(o.object.Digest)
+		}
 	}
 	s.mu.Unlock()
 	for _, o := range open {
@@ -150,7 +192,8 @@ func (s *Store) Close() error {
 
 // Open opens t's object, making its file if need be; src brings what is absent,
 // or nil when reads of absent pieces are to fail with piece.ErrNotHere. t's
-// root must be trusted. Each Open is to be matched by one Object.Close.
+// root must be trusted. Each Open is to be matched by one Object.Close or
+// Object.Linger, and keeps the object from being evicted until then.
 //
 // An object that is open already is returned as it is, with the source that it
 // has; one that is open with another root or piece length is an error. Files on
@@ -182,6 +225,8 @@ func (s *Store) Open(t *piece.Tree, src Source) (*Object, error) {
 		return nil, fmt.Errorf("open object %s: %w", want.Digest, s.explain(err))
 	}
 	s.objects[want.Digest] = o
+	s.account.set(want, o.recordedBytes())
+	s.touch(want.Digest)
 	return o, nil
 }
 
@@ -195,15 +240,17 @@ func (s *Store) close(o *Object) error {
 	delete(s.objects, o.object.Digest)
 	// Nothing may be writing to the file any more when the object is opened anew.
 	err := o.shut(fs.ErrClosed)
+	s.account.settle(o.object.Digest, o.recordedBytes())
+	s.touch(o.object.Digest)
 	s.mu.Unlock()
 	o.flying.Wait()
 	return err
 }
 
 func (s *Store) objectPath(d piece.Digest) string {
-	return filepath.Join(s.dir, "objects", d.Hex()[:2], d.Hex())
+	return filepath.Join(s.dir, objectsDir, d.Hex()[:2], d.Hex())
 }
 
 func (s *Store) quarantinePath(o piece.Object) string {
-	return filepath.Join(s.dir, "quarantine", o.Digest.Hex()+"."+o.Root.String())
+	return filepath.Join(s.dir, quarantineDir, o.Digest.Hex()+"."+o.Root.String())
 }

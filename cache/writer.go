@@ -19,6 +19,9 @@ func (o *Object) Put(v piece.Verified) error {
 		return fmt.Errorf("put into object %s: the piece is of object %s with root %s", o.object.Digest, v.Object().Digest, v.Object().Root)
 	}
 	i := v.Index()
+	if err := o.charge(i); err != nil {
+		return err
+	}
 	if was, err := o.seal(i, false); err != nil || was == present {
 		return err
 	}
@@ -45,6 +48,9 @@ func (o *Object) WriteBlock(i int, p []byte, off int64) error {
 	start, n := o.object.Span(i)
 	if off < 0 || int64(len(p)) > n-off {
 		return fmt.Errorf("write %d bytes at %d of piece %d of object %s: the piece has %d bytes", len(p), off, i, o.object.Digest, n)
+	}
+	if err := o.charge(i); err != nil {
+		return err
 	}
 	b, leaves, err := o.beginBlock(i, off, int64(len(p)))
 	if b == nil || err != nil {
