@@ -32,9 +32,9 @@ const (
 )
 
 // A Client talks to one or more trackers (BEP 12's list, one tier). It
-// announces to all of them; leases come from one at a time, the first in the
-// list that answers, so that all nodes with the same list draw from the same
-// one. It is safe for concurrent use.
+// announces to all of them; leases and hints come from one at a time, the first
+// in the list that answers, so that all nodes with the same list have them from
+// the same one. It is safe for concurrent use.
 type Client struct {
 	urls []string
 	http *http.Client
@@ -87,19 +87,39 @@ func (c *Client) Announce(ctx context.Context, a Announce) (Peers, error) {
 // The error is ErrUnknown when the node has to announce first, and ErrRefused
 // when one answered with a refusal and none gave a lease.
 func (c *Client) Lease(ctx context.Context, r LeaseRequest) (Lease, error) {
+	l, err := first[Lease](ctx, c, LeasePath, r)
+	if err != nil && !errors.Is(err, ErrUnknown) {
+		err = fmt.Errorf("lease origin pieces: %w", err)
+	}
+	return l, err
+}
+
+// Hint asks the first tracker, and the next ones in turn when it fails. The
+// error is ErrRefused when one answered with a refusal and none with anything else.
+func (c *Client) Hint(ctx context.Context, r HintRequest) (HintAnswer, error) {
+	a, err := first[HintAnswer](ctx, c, HintPath, r)
+	if err != nil {
+		err = fmt.Errorf("ask for a hint of blob %s: %w", r.Blob, err)
+	}
+	return a, err
+}
+
+// first returns the answer of the first tracker that gives one, which ErrUnknown is too.
+func first[Answer any](ctx context.Context, c *Client, path string, in any) (Answer, error) {
 	var errs []error
 	for _, i := range c.order() {
-		var l Lease
-		err := c.post(ctx, i, LeasePath, r, &l)
+		var a Answer
+		err := c.post(ctx, i, path, in, &a)
 		if err == nil || errors.Is(err, ErrUnknown) {
-			return l, err
+			return a, err
 		}
 		errs = append(errs, err)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return Lease{}, fmt.Errorf("lease origin pieces: %w", errors.Join(errs...))
+	var none Answer
+	return none, errors.Join(errs...)
 }
 
 // order returns the trackers as they are to be asked: by the list, those that failed lately last.

@@ -67,6 +67,22 @@ func (s *Server) Audit() error {
 	if used != s.used || used > s.opts.Memory {
 		return fmt.Errorf("%d bytes are used, counted as %d, of %d", used, s.used, s.opts.Memory)
 	}
+	return s.hints.audit()
+}
+
+// audit is Audit of the hints.
+func (h *hints) audit() error {
+	used := int64(0)
+	for e := h.recent.Front(); e != nil; e = e.Next() {
+		b := e.Value.(*blob)
+		if h.byBlob[b.digest] != e {
+			return fmt.Errorf("blob %s is not found", b.digest)
+		}
+		used += hintCost + layerCost(b.hint)
+	}
+	if used != h.used || len(h.byBlob) != h.recent.Len() || used > h.limit && h.recent.Len() > 1 {
+		return fmt.Errorf("%d blobs take %d bytes of hints, counted as %d and %d, of %d", h.recent.Len(), used, len(h.byBlob), h.used, h.limit)
+	}
 	return nil
 }
 

@@ -18,13 +18,15 @@ const (
 	bodyTime = 2 * attempt
 )
 
-// ServeHTTP serves AnnouncePath and LeasePath.
+// ServeHTTP serves AnnouncePath, LeasePath and HintPath.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case AnnouncePath:
 		serve(s, w, r, MaxBody, s.Announce)
 	case LeasePath:
 		serve(s, w, r, maxLeases, s.Lease)
+	case HintPath:
+		serve(s, w, r, maxHint, s.Hint)
 	default:
 		http.NotFound(w, r)
 	}

@@ -7,6 +7,9 @@
 // simultaneous starters draw N different pieces and pass them on. The origin
 // then sends each byte about once, whatever N is.
 //
+// Of blobs whose pieces no signed index tells it passes on hints, which nobody
+// has to believe, and lets one node at a time draw what has none.
+//
 // All state is soft. A tracker that lost it is whole again after every node has announced once.
 package tracker
 

@@ -23,7 +23,7 @@ const (
 type Options struct {
 	Interval time.Duration    // between a node's announces; a node silent for three of them is gone; DefaultInterval when 0
 	LeaseTTL time.Duration    // how long one node may take to draw a lease; DefaultLeaseTTL when 0
-	Memory   int64            // what all announces together may take, in bytes, about; DefaultMemory when 0
+	Memory   int64            // what all announces together may take, in bytes, about, and a quarter of it more for hints; DefaultMemory when 0
 	Logger   *slog.Logger     // required
 	Now      func() time.Time // the clock; time.Now when nil
 }
@@ -37,7 +37,8 @@ type Server struct {
 	mu     sync.Mutex
 	nodes  map[string]*node
 	swarms map[SwarmID]*swarm
-	used   int64     // of Options.Memory
+	used   int64 // of Options.Memory
+	hints  hints
 	sweep  time.Time // when all swarms are next looked over
 }
 
@@ -69,6 +70,7 @@ func New(opts Options) *Server {
 	return &Server{
 		opts: opts, bodies: semaphore.NewWeighted(bodyRoom),
 		nodes: make(map[string]*node), swarms: make(map[SwarmID]*swarm),
+		hints: newHints(opts.Memory / 4),
 	}
 }
 

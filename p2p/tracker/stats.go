@@ -6,7 +6,8 @@ type Stats struct {
 	Swarms int   `json:"swarms"`
 	Leases int   `json:"leases"` // pieces that a node may draw and nobody else
 	Open   int   `json:"open"`   // pieces of all swarms that no node holds, leased ones included
-	Memory int64 `json:"memory"` // of Options.Memory, in bytes
+	Hints  int   `json:"hints"`  // blobs that have a hint or are drawn
+	Memory int64 `json:"memory"` // what all that takes, in bytes, about
 }
 
 // Stats returns what the tracker knows now. A node that fell silent counts until
@@ -16,7 +17,7 @@ func (s *Server) Stats() Stats {
 	defer s.mu.Unlock()
 	now := s.opts.Now()
 	s.expire(now)
-	st := Stats{Nodes: len(s.nodes), Swarms: len(s.swarms), Memory: s.used}
+	st := Stats{Nodes: len(s.nodes), Swarms: len(s.swarms), Hints: len(s.hints.byBlob), Memory: s.used + s.hints.used}
 	for _, sw := range s.swarms {
 		st.Open += sw.open
 		for _, l := range sw.leases {
