@@ -72,6 +72,15 @@ const (
 	MediaTypeEROFS = "application/vnd.spate.erofs.v1"
 )
 
+// The trace: the referrer that says what a start of its subject read.
+const (
+	// ArtifactTypeTrace is the artifactType of a trace's manifest.
+	ArtifactTypeTrace = "application/vnd.spate.trace.v1"
+
+	// MediaTypeTrace is the media type of its one layer, the reads.
+	MediaTypeTrace = "application/vnd.spate.trace.v1+json"
+)
+
 // ArtifactTypeBundle is the artifactType and the layer media type under which
 // cosign v3 attaches a Sigstore bundle to what it signs.
 const ArtifactTypeBundle = "application/vnd.dev.sigstore.bundle.v0.3+json"

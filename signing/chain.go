@@ -18,7 +18,7 @@ type Chain struct {
 
 // A Step is one document of a Chain and the steps that were taken for its sake.
 type Step struct {
-	What     string        `json:"what"` // "manifest", "signature" or "index"
+	What     string        `json:"what"` // "manifest", "signature", "index" or "trace"
 	Digest   digest.Digest `json:"digest,omitempty"`
 	OK       bool          `json:"ok"`
 	SignedBy string        `json:"signedBy,omitempty"` // the identity; signatures only

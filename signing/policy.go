@@ -81,7 +81,7 @@ func (p *Policy) Admit(ctx context.Context, repo Repository, reference string) (
 		indexes  []*Step
 		indexErr error
 	)
-	looking.Go(func() { index, indexes, indexErr = p.index(ctx, repo, desc) })
+	looking.Go(func() { index, indexes, indexErr = p.newestTrusted(ctx, repo, desc, oci.ArtifactTypeIndex, "index") })
 	manifest, err := p.manifest(ctx, repo, chain, desc)
 	if err != nil {
 		cancel()
@@ -227,16 +227,27 @@ func (p *Policy) verify(ctx context.Context, bundle []byte, subject piece.Digest
 	return "", refusalf("%s", strings.Join(why, "; "))
 }
 
-// index returns the newest index of manifest that the policy trusts, and the
-// steps to it. It is the zero Document when there is none; an error means that
-// this is not known.
-func (p *Policy) index(ctx context.Context, repo Repository, manifest ocispec.Descriptor) (_ Document, steps []*Step, _ error) {
-	found, more, err := newest(ctx, repo, manifest, oci.ArtifactTypeIndex, maxIndexes)
+// Trace returns the manifest of the newest trace of an admitted manifest that
+// the policy trusts as it does an index, and the steps to it, of which those
+// that have a digest and are not OK are traces that do not count. It is the zero
+// Document when there is none; an error means that this is not known.
+func (p *Policy) Trace(ctx context.Context, repo Repository, subject Trusted) (Document, []*Step, error) {
+	if !subject.Valid() {
+		return Document{}, nil, fmt.Errorf("look for a trace: %w", piece.ErrNotTrusted)
+	}
+	return p.newestTrusted(ctx, repo, subject.manifest.Descriptor, oci.ArtifactTypeTrace, "trace")
+}
+
+// newestTrusted returns the newest referrer of subject of that type that the policy
+// trusts, and the steps to it. It is the zero Document when there is none; an
+// error means that this is not known.
+func (p *Policy) newestTrusted(ctx context.Context, repo Repository, subject ocispec.Descriptor, artifactType, what string) (_ Document, steps []*Step, _ error) {
+	found, more, err := newest(ctx, repo, subject, artifactType, maxIndexes)
 	if err != nil {
 		return Document{}, nil, err
 	}
 	none := func(why string) {
-		s := &Step{What: "index"}
+		s := &Step{What: what}
 		s.refuse(errors.New(why))
 		steps = append(steps, s)
 	}
@@ -244,14 +255,14 @@ func (p *Policy) index(ctx context.Context, repo Repository, manifest ocispec.De
 		none("none is attached")
 	}
 	for _, desc := range found {
-		step := &Step{What: "index", Digest: desc.Digest}
+		step := &Step{What: what, Digest: desc.Digest}
 		steps = append(steps, step)
 		var (
 			looking sync.WaitGroup
 			signErr error
 		)
 		looking.Go(func() { signErr = p.signed(ctx, repo, desc, step) })
-		b, _, err := fetchReferrer(ctx, repo, desc, manifest, oci.ArtifactTypeIndex, maxManifest)
+		b, _, err := fetchReferrer(ctx, repo, desc, subject, artifactType, maxManifest)
 		looking.Wait()
 		if err == nil {
 			err = signErr
