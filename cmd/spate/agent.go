@@ -17,6 +17,7 @@ import (
 	"github.com/spate-project/spate/p2p/identity"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/torrent"
+	"github.com/spate-project/spate/prefetch/orders"
 	"github.com/spate-project/spate/signing"
 	"github.com/spate-project/spate/signing/cosign"
 )
@@ -63,11 +64,13 @@ func (a *app) agentCommand() *cobra.Command {
 		limits     linkFlags
 		classes    classFlags
 		memory     = ui.Bytes(agentMemory)
+		quota      ui.Bytes
 		trust      trustFlags
 		remotes    remoteFlags
 		traces     traceFlags
 		data       string
 		registries []string
+		labels     map[string]string
 		meshDir    string
 		meshListen string
 		meshAddr   string
@@ -95,7 +98,12 @@ gives out what the policy admits, from the mesh where it can. --snapshotter
 serves containerd's proxy snapshotter on a unix socket; docs/containerd.md tells
 how to set both up.
 
-The limits can be changed while the agent runs, by spate limit.`,
+Each registry may order it to fetch references before anybody reads them, see
+spate prefetch; --label pool=NAME says which pool's orders it takes. What the
+policy refuses is not fetched.
+
+The limits can be changed while the agent runs, by spate limit, and the cache's
+quota by spate cache resize.`,
 			identity.CAFile, identity.CertFile, identity.KeyFile),
 		Example: `  spate agent --registry http://127.0.0.1:5000 --key cosign.pub
   spate agent --registry https://registry.example:5000 --key cosign.pub \
@@ -107,9 +115,13 @@ The limits can be changed while the agent runs, by spate limit.`,
 				return err
 			}
 			opts := agent.Options{
-				Data: data, Policy: policy, Remote: remotes.options(), Trackers: registries, Zone: zone, MeshConns: conns, ReadTimeout: timeout,
+				Data: data, Policy: policy, Labels: labels, Remote: remotes.options(), Trackers: registries, Zone: zone, MeshConns: conns, ReadTimeout: timeout,
 				Link: link.New(int64(limits.up), int64(limits.down)), Logger: a.logger(),
 				Seeding: int64(classes.seeding), Prefetch: int64(classes.prefetch), Demand: int64(classes.demand),
+				CacheQuota: int64(quota),
+			}
+			if err := orders.CheckLabels(labels); err != nil {
+				return usage(fmt.Errorf("--label: %w", err))
 			}
 			if len(policy.Verifiers) == 0 {
 				opts.Logger.Warn("no --key is given: nothing will be trusted")
@@ -172,12 +184,14 @@ The limits can be changed while the agent runs, by spate limit.`,
 	limits.register(f)
 	classes.register(f, "limit-")
 	f.Var(&memory, "memory", "`size` of the heap from which on the garbage collector works harder; 0 is none; GOMEMLIMIT says it too")
+	f.Var(&quota, "cache-quota", "most `bytes` of pieces in the cache, as in 500GB; what nobody uses is evicted by last use; 0 is no limit")
 	trust.register(f)
 	remotes.register(f)
 	traces.register(f)
 	f.StringVar(&data, "data", defaultAgentData, "`directory` of the cache and the control socket")
 	f.DurationVar(&timeout, "read-timeout", 2*time.Minute, "how long a read waits for a piece before it fails")
 	f.StringArrayVar(&registries, "registry", nil, "base `URL` of a registry that introduces peers; may be repeated")
+	f.StringToStringVar(&labels, "label", nil, "`name=value` that prefetch orders choose nodes by, as in pool=gpu; may be repeated")
 	f.StringVar(&meshDir, "mesh", "", "`directory` with the node's mesh certificate; without it there are no peers")
 	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")
 	f.IntVar(&conns, "mesh-connections", torrent.DefaultConns, "how many connections with peers at most; each takes about 1 MiB of memory")

@@ -195,6 +195,15 @@ func (t *tasks) set(file string, n, size int64) {
 	}
 }
 
+// bound tells how long the rest of file takes at least.
+func (t *tasks) bound(file string, left time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if it := t.items[file]; it != nil {
+		it.Bound(left)
+	}
+}
+
 func (t *tasks) done(file string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

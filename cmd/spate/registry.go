@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -16,6 +17,7 @@ import (
 	"github.com/spate-project/spate/oci/registry"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/tracker"
+	"github.com/spate-project/spate/prefetch/orders"
 )
 
 // A serving is what a daemon says once it answers.
@@ -76,8 +78,8 @@ func (a *app) registryCommand() *cobra.Command {
 and the tracker through which agents find each other and share out what they
 draw from this registry, so that it sends each byte about once.
 
-Blobs, manifests and unfinished uploads survive a restart. The tracker keeps
-nothing: agents tell it again.
+Blobs, manifests, unfinished uploads and prefetch orders survive a restart. The
+tracker keeps nothing: agents tell it again.
 
 --index-key indexes every image that is here or is pushed, in the background, as
 ` + "`spate index`" + ` does, and signs the indexes, not the images, with that key; its
@@ -111,6 +113,15 @@ stored a second time, expanded.`,
 			track := tracker.New(tracker.Options{Logger: log})
 			mux.Handle(tracker.AnnouncePath, track)
 			mux.Handle(tracker.LeasePath, track)
+			mux.Handle(tracker.HintPath, track)
+			board, err := orders.Open(filepath.Join(data, "orders"), orders.Options{Logger: log})
+			if err != nil {
+				return err
+			}
+			desk := board.Handler()
+			mux.Handle(orders.OrdersPath, desk)
+			mux.Handle(orders.OrdersPath+"/", desk)
+			mux.Handle(orders.AgentsPath, desk)
 			mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 			mux.HandleFunc("GET /spate/v1/registry", func(w http.ResponseWriter, _ *http.Request) {
 				json.NewEncoder(w).Encode(map[string]int64{"sentBytes": l.Sent(), "receivedBytes": l.Received()})
@@ -122,6 +133,7 @@ stored a second time, expanded.`,
 			g, ctx := errgroup.WithContext(cmd.Context())
 			g.Go(func() error { return reg.Run(ctx) })
 			g.Go(func() error { return index.Run(ctx, reg.Store()) })
+			g.Go(func() error { return board.Run(ctx) })
 			g.Go(func() error { return serveUntil(ctx, h, l.Listener(ln)) })
 			return g.Wait()
 		},

@@ -40,7 +40,8 @@ line wins over the environment, the environment over the file.`
 
 // exitCodes ends every command's help.
 const exitCodes = `
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not trusted, nothing was fetched.
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 not trusted, nothing was fetched;
+4 deadline passed, partly done.
 `
 
 func (a *app) root() *cobra.Command {
@@ -69,7 +70,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.config, "config", "", "YAML `file` with flags as keys")
 	cmd.AddCommand(
 		a.demoCommand(), a.registryCommand(), a.agentCommand(), a.pushCommand(), a.pullCommand(), a.indexCommand(),
-		a.verifyCommand(), a.mountCommand(), a.umountCommand(), a.statusCommand(), a.loadCommand(), a.limitCommand(), a.liarCommand(), a.holderCommand(), a.labCommand(), a.sweepCommand(),
+		a.verifyCommand(), a.mountCommand(), a.umountCommand(), a.prefetchCommand(), a.traceCommand(), a.statusCommand(), a.loadCommand(), a.limitCommand(), a.cacheCommand(), a.liarCommand(), a.holderCommand(), a.labCommand(), a.sweepCommand(),
 	)
 	return cmd
 }

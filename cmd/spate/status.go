@@ -92,6 +92,7 @@ func nodeName(s agent.Status) string {
 func printStatus(w io.Writer, s agent.Status) error {
 	fmt.Fprintf(w, "%s: %s received, %s sent over its link; %d pieces fetched, %d refused, %d broken on disk\n",
 		nodeName(s), ui.Size(s.Received), ui.Size(s.Sent), s.Cache.Fetched, s.Cache.WrongBytes, s.Cache.BadClaims)
+	fmt.Fprintln(w, cacheLine(s.Cache.Quota, s.Cache.Used, s.Cache.Pinned))
 	if err := printBans(w, s); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/spate-project/spate/oci/registry"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/tracker"
+	"github.com/spate-project/spate/prefetch/orders"
 )
 
 // traceFlags say where traces go.
@@ -92,6 +93,8 @@ func registryFamilies() []telemetry.Family[registryCounts] {
 			func(c registryCounts) int { return c.tracker.Leases }),
 		telemetry.One("spate_tracker_open_pieces", "Pieces of all swarms that no node holds.",
 			func(c registryCounts) int { return c.tracker.Open }),
+		telemetry.One("spate_tracker_hints", "Blobs without an index that nodes may pass on or draw.",
+			func(c registryCounts) int { return c.tracker.Hints }),
 		telemetry.One("spate_tracker_memory_bytes", "What the tracker's state takes, about.",
 			func(c registryCounts) int64 { return c.tracker.Memory }),
 	}
@@ -105,6 +108,13 @@ func routeOf(r *http.Request) string {
 		return "announce"
 	case tracker.LeasePath:
 		return "lease"
+	case tracker.HintPath:
+		return "hint"
+	case orders.AgentsPath:
+		return "agents"
+	}
+	if strings.HasPrefix(path, orders.OrdersPath) {
+		return "orders"
 	}
 	elements := strings.Split(path, "/")
 	if len(elements) < 3 || elements[1] != "v2" {

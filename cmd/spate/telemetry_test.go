@@ -98,6 +98,8 @@ func TestRouteOf(t *testing.T) {
 		"/v2/a/whatever/b":               "v2",
 		"/spate/v1/announce":             "announce",
 		"/spate/v1/lease":                "lease",
+		"/spate/v1/agents":               "agents",
+		"/spate/v1/orders/0123":          "orders",
 		"/metrics":                       "other",
 		"/healthz":                       "other",
 		"/":                              "other",

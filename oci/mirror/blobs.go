@@ -27,13 +27,26 @@ func (m *Mirror) getBlob(w *recorder, req *http.Request, o *origin, rt route) er
 	switch {
 	case err == nil:
 		defer r.Close()
+		w.why = ByIndex
 		return fromTheMesh(w, req, blob, r)
 	case errors.Is(err, piece.ErrNotTrusted):
 		return err
 	case !errors.Is(err, piece.ErrNotHere):
-		m.log.Warn("open a blob in the mesh, so ask the origin", slog.String("reference", rt.full(o.repository)), slog.String("error", err.Error()))
+		m.log.Warn("open a blob that a trusted index may list", slog.String("reference", rt.full(o.repository)), slog.String("error", err.Error()))
 	}
-	return fromTheOrigin(w, req, o, rt, blob)
+	if req.Method == http.MethodHead {
+		return fromTheOrigin(w, req, o, rt, blob, nil)
+	}
+	p := m.opts.Blobs.Pass(req.Context(), blob)
+	w.why = p.Reason
+	if p.Reader != nil {
+		defer p.Reader.Close()
+		return fromTheMesh(w, req, blob, p.Reader)
+	}
+	if p.Sink != nil {
+		defer p.Sink.Close()
+	}
+	return fromTheOrigin(w, req, o, rt, blob, p.Sink)
 }
 
 // maxChildren bounds how many manifests of admitted indexes are read to find the one that lists a blob.
@@ -97,8 +110,9 @@ func (r *watchedReader) Read(p []byte) (int, error) {
 
 // fromTheOrigin answers with the origin's bytes, and with them alone that the
 // digest names: it takes the answer's end back until all were seen. A part cannot
-// be checked, so a Range is not heeded, as RFC 9110 section 14.2 permits.
-func fromTheOrigin(w *recorder, req *http.Request, o *origin, rt route, blob ocispec.Descriptor) error {
+// be checked, so a Range is not heeded, as RFC 9110 section 14.2 permits. A sink,
+// where there is one, takes the bytes too.
+func fromTheOrigin(w *recorder, req *http.Request, o *origin, rt route, blob ocispec.Descriptor, sink Sink) error {
 	resp, err := o.ask(req.Context(), req.Method, rt.rest(), nil)
 	if err != nil {
 		return err
@@ -119,11 +133,18 @@ func fromTheOrigin(w *recorder, req *http.Request, o *origin, rt route, blob oci
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	if err := copyChecked(w, resp.Body, blob); err != nil {
+	body := io.Reader(resp.Body)
+	if sink != nil {
+		body = io.TeeReader(body, sink)
+	}
+	if err := copyChecked(w, body, blob); err != nil {
 		if errors.Is(err, content.ErrMismatchedDigest) || errors.Is(err, content.ErrTrailingData) {
 			err = wrongBytes(rt.digest, o)
 		}
 		return fmt.Errorf("fetch %s: %w", rt.full(o.repository), err)
+	}
+	if sink != nil {
+		sink.Commit()
 	}
 	return nil
 }

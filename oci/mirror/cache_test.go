@@ -29,6 +29,8 @@ func (c *cached) Open(ctx context.Context, _ string, blob ocispec.Descriptor) (i
 	}{io.NewSectionReader(waiting{ctx, c.object}, 0, blob.Size), io.NopCloser(nil)}, nil
 }
 
+func (c *cached) Pass(context.Context, ocispec.Descriptor) Passed { return Passed{Reason: NoMesh} }
+
 func (c *cached) Ahead(piece.Digest, int, int) {}
 
 // Fetch is the peer's part.

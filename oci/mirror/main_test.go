@@ -51,6 +51,7 @@ type bench struct {
 	repo   *remote.Repository // the repository at the registry, as its owner sees it
 	signer signing.Signer
 	server *httptest.Server // the registry
+	front  *httptest.Server // of the mirror
 
 	mu   sync.Mutex
 	wrap func(http.Handler) http.Handler // stands before the registry
@@ -103,9 +104,9 @@ func newBench(t testing.TB, change func(b *bench, opts *Options)) *bench {
 	}
 	b.mirror = must(New(opts))
 	t.Cleanup(b.mirror.Close)
-	server := httptest.NewServer(b.mirror)
-	t.Cleanup(server.Close)
-	b.url = server.URL
+	b.front = httptest.NewServer(b.mirror)
+	t.Cleanup(b.front.Close)
+	b.url = b.front.URL
 	return b
 }
 
@@ -232,10 +233,12 @@ func (a answer) want(t *testing.T, status int, body []byte) {
 	}
 }
 
-// A mesh holds blobs in memory. It notes as what each was asked for.
+// A mesh holds blobs in memory. It notes as what each was asked for, and passes
+// on what pass says.
 type mesh struct {
 	mu    sync.Mutex
 	blobs map[digest.Digest][]byte
+	pass  func(blob ocispec.Descriptor) Passed // NoMesh when nil
 	asked []string
 	err   error // of the next opens, when not nil
 	cut   int   // reads fail from here on, when not 0
@@ -255,6 +258,13 @@ func (m *mesh) Open(_ context.Context, reference string, blob ocispec.Descriptor
 		return nil, piece.ErrNotHere
 	}
 	return &held{Reader: bytes.NewReader(b), cut: m.cut}, nil
+}
+
+func (m *mesh) Pass(_ context.Context, blob ocispec.Descriptor) Passed {
+	if m.pass == nil {
+		return Passed{Reason: NoMesh}
+	}
+	return m.pass(blob)
 }
 
 type held struct {

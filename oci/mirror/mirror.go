@@ -17,37 +17,26 @@
 // credential, and is checked on the way. Everything else that hangs on a manifest,
 // such as its signatures, is to be had at the origin.
 //
-// The mirror keeps no credential. What it holds itself, admitted manifests and the
-// mesh's blobs, it gives to whoever reaches its listener: that is loopback.
+// What the mirror holds itself, admitted manifests and the mesh's blobs, is for
+// those whom the origin lets in: it is asked about each caller every few minutes,
+// and while it is away its last word counts.
+//
+// A caller logs in at the origin, and at its token server by way of the mirror.
+// The login that a repository has let in last is remembered, in memory alone, so
+// that what is read of the image later can be asked for with it: see Mirror.Credential.
 package mirror
 
 import (
-	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
 	"sync/atomic"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/signing"
 )
-
-// Blobs is what the mirror gives out without asking the origin.
-// Implementations are safe for concurrent use.
-type Blobs interface {
-	// Open opens blob, which the manifest that was admitted as reference,
-	// HOST/NAME@DIGEST, lists. The reader gives verified bytes, blob.Size of
-	// them; ctx governs it too, and the mirror closes it.
-	//
-	// Errors: piece.ErrNotTrusted ends the request; after any other, of which
-	// piece.ErrNotHere is the ordinary one, the origin is asked.
-	Open(ctx context.Context, reference string, blob ocispec.Descriptor) (io.ReadSeekCloser, error)
-}
 
 // Options are what a Mirror is made of. Only Policy and Blobs are required.
 type Options struct {
@@ -89,9 +78,12 @@ type Mirror struct {
 	opts      Options
 	transport *http.Transport
 	client    *http.Client
+	local     []string // registries that may be on this machine
 	memory    *memory
+	callers   *callers
 	log       *slog.Logger
 	stats     [failed + 1]struct{ answers, bytes atomic.Int64 }
+	reasons   tally // of blobs
 }
 
 // New returns a mirror that has sent nothing yet. An error says which registry
@@ -118,8 +110,9 @@ func New(opts Options) (*Mirror, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	m := &Mirror{opts: opts, memory: newMemory(maxManifests, maxMemory), log: opts.Logger}
-	m.transport = guard(opts.Transport, slices.Concat(opts.Registries, opts.Local, []string{opts.Default}))
+	m := &Mirror{opts: opts, memory: newMemory(maxManifests, maxMemory), callers: newCallers(), log: opts.Logger, reasons: newTally()}
+	m.local = slices.Concat(opts.Registries, opts.Local, []string{opts.Default})
+	m.transport = guard(opts.Transport, m.local)
 	m.client = &http.Client{Transport: m.transport, CheckRedirect: checkRedirect}
 	return m, nil
 }
@@ -168,7 +161,7 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	rec.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
 	rt, err := parseRoute(req.URL.Path)
 	host := ""
-	if err == nil {
+	if err == nil && rt.what != tokens {
 		host, err = m.registry(req)
 	}
 	if err == nil {
@@ -188,8 +181,13 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		slog.String("repository", rt.name), slog.String("what", rt.what), slog.String("reference", rt.reference),
 		slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes), slog.Duration("took", time.Since(start)),
 	}
+	if rec.why != "" {
+		attrs = append(attrs, slog.String("why", string(rec.why)))
+	}
 	if err != nil {
 		attrs = append(attrs, slog.String("error", err.Error()))
+	} else if rec.why != "" && rec.status < http.StatusMultipleChoices && rec.bytes > 0 {
+		m.reasons[rec.why].Add(1)
 	}
 	m.log.LogAttrs(req.Context(), level(req, rec.path, rt), "mirror request", attrs...)
 	if broken {
@@ -213,13 +211,19 @@ func level(req *http.Request, p path, rt route) slog.Level {
 
 // serve answers, or returns why it could not; it then may have written a part.
 func (m *Mirror) serve(w *recorder, req *http.Request, host string, rt route) error {
+	if rt.what == tokens {
+		return m.getToken(w, req, rt.reference)
+	}
 	if req.Method != http.MethodGet && req.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		return fail(http.StatusMethodNotAllowed, codeUnsupported,
 			errors.New(req.Method+" is not supported: a mirror is read only, push to the registry itself"))
 	}
-	o, err := m.origin(host, rt.name, req.Header.Get("Authorization"))
+	o, err := m.origin(req, host, rt.name)
 	if err != nil {
+		return err
+	}
+	if err := m.enter(req.Context(), o, rt); err != nil {
 		return err
 	}
 	switch rt.what {
@@ -235,7 +239,8 @@ func (m *Mirror) serve(w *recorder, req *http.Request, host string, rt route) er
 type recorder struct {
 	http.ResponseWriter
 	path   path
-	status int // 0 before the answer began
+	why    Reason // of a blob, else empty
+	status int    // 0 before the answer began
 	bytes  int64
 }
 

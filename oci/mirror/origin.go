@@ -20,12 +20,17 @@ type origin struct {
 	repo       *remote.Repository // nil for a registry as a whole
 	base       string             // the address of /v2/NAME/
 	caller     caller
+	callers    *callers
 }
 
-// origin returns repository name of registry host; name is empty for the registry as a whole.
-func (m *Mirror) origin(host, name, authorization string) (*origin, error) {
+// origin returns repository name of registry host as the caller of req asks it; name is empty for the registry as a whole.
+func (m *Mirror) origin(req *http.Request, host, name string) (*origin, error) {
 	plain := isLoopback(host) || slices.Contains(m.opts.PlainHTTP, host)
-	o := &origin{repository: host + "/" + name, caller: caller{m.client, authorization}}
+	o := &origin{repository: host + "/" + name, callers: m.callers, caller: caller{
+		client:        m.client,
+		authorization: req.Header.Get("Authorization"),
+		challenge:     func(c string) string { return m.standIn(req, host, plain, c) },
+	}}
 	scheme := "https://"
 	if plain {
 		scheme = "http://"
@@ -72,13 +77,17 @@ func (o *origin) ask(ctx context.Context, method, rest string, header http.Heade
 	if resp.StatusCode != http.StatusOK {
 		return nil, newAnswered("ask "+o.repository, resp)
 	}
+	if o.repo != nil {
+		o.callers.letIn(o)
+	}
 	return resp, nil
 }
 
 // A caller sends requests with what the mirror's caller has to show for itself.
 type caller struct {
 	client        *http.Client
-	authorization string // for the registry alone
+	authorization string              // for the registry alone
+	challenge     func(string) string // what the caller is told in place of a challenge
 }
 
 // Do makes a challenge an error, an *answered, so that it reaches the caller
@@ -93,7 +102,11 @@ func (c caller) Do(req *http.Request) (*http.Response, error) {
 		return nil, reason(err)
 	}
 	if resp.StatusCode == http.StatusUnauthorized {
-		return nil, newAnswered("ask "+req.URL.Host, resp)
+		a := newAnswered("ask "+req.URL.Host, resp)
+		for i, challenge := range a.header["Www-Authenticate"] {
+			a.header["Www-Authenticate"][i] = c.challenge(challenge)
+		}
+		return nil, a
 	}
 	return resp, nil
 }

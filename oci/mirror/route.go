@@ -22,6 +22,7 @@ const (
 	blobs     = "blobs"
 	referrers = "referrers"
 	tags      = "tags"
+	tokens    = "token"
 )
 
 // A route is a parsed path. The name matches the specification's grammar.
@@ -50,6 +51,9 @@ const maxName = 255
 func parseRoute(path string) (route, error) {
 	if path == "/v2" || path == "/v2/" {
 		return route{what: ping}, nil
+	}
+	if id, ok := strings.CutPrefix(path, tokenPath); ok && realmID.MatchString(id) {
+		return route{what: tokens, name: noName, reference: id}, nil
 	}
 	unknown := fail(http.StatusNotFound, codeUnsupported, fmt.Errorf("%q is no path that images are pulled by", path))
 	rest, ok := strings.CutPrefix(path, "/v2/")

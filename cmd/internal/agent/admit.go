@@ -84,7 +84,7 @@ const patience = 10 * time.Second
 func (a *Agent) admit(ctx context.Context, reference string, from source) (_ *Admission, err error) {
 	ctx, ended := a.opts.Tracer.Start(ctx, "admit", slog.String("reference", reference))
 	defer func() { ended(err) }()
-	repo, err := remote.Open(reference, a.opts.Remote)
+	repo, err := a.repository(reference)
 	if err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,15 +47,20 @@ type Options struct {
 	// ReadTimeout is how long a read waits for a piece, all tries together, before it fails; 2 minutes when 0.
 	ReadTimeout time.Duration
 
+	// CacheQuota is how many bytes the cache may have, 0 for no limit; SetQuota changes it.
+	CacheQuota int64
+
 	// Images. Without a Snapshotter containerd cannot use the agent as one.
 	Snapshotter string   // path of the unix socket where containerd finds it
 	Holder      []string // command of the process that keeps mounts for the next agent; without one images end with the agent
+
+	Labels map[string]string // what the node is, for prefetch orders: orders.PoolLabel names its pool
 
 	// Mirrored registries, HOST[:PORT]; see mirror.Options, of which Registries[0] is the Default.
 	Registries []string
 
 	// The mesh. Without an Identity the agent has no peers and reads everything from the registry.
-	Trackers     []string           // base URLs
+	Trackers     []string           // base URLs, where prefetch orders come from too
 	Identity     *identity.Identity // nil: no mesh
 	MeshListener net.Listener       // required with an Identity
 	MeshAddr     string             // where peers reach it, host:port; its own address when empty
@@ -74,7 +80,8 @@ type Agent struct {
 	mesh  *p2p.Mesh
 	peers *torrent.Engine // nil without an identity
 
-	received speedometer // of the node's link
+	received speedometer  // of the node's link
+	replayed atomic.Int64 // bytes that traces had fetched
 	metrics  *telemetry.Metrics
 
 	seeding  *link.Link // the part of the node's link that peers are reached through
@@ -90,13 +97,16 @@ type Agent struct {
 
 	shelf       *shelf
 	mirror      *mirror.Mirror
+	hints       *hints
 	images      *images // nil without a snapshotter, and so are the next two
 	snapshotter *snapshot.Snapshotter
 	containerd  net.Listener // where the snapshotter is served
 
 	artifacts map[string]*artifact // by manifest digest
-	objects   map[piece.Digest]int // how many files of artifacts are each object
+	objects   map[piece.Digest]int // how many files of artifacts, and hinted blobs, are each object
 	mounts    map[string]*mounted  // by directory
+
+	evicted chan struct{} // holds a token when the cache has evicted something
 }
 
 // New opens the cache and the control socket and returns an Agent, for Run to
@@ -107,8 +117,15 @@ func New(opts Options) (_ *Agent, err error) {
 	}
 	metrics := telemetry.NewMetrics()
 	stalled := metrics.Histogram("spate_read_stall_duration_seconds", "How long each read waited that had to.", stallBounds()...)
+	evicted := make(chan struct{}, 1)
 	store, err := cache.Open(filepath.Join(opts.Data, "cache"), cache.Options{
-		Logger: opts.Logger, FetchTimeout: opts.ReadTimeout, OnStall: onStall(opts.Tracer, stalled),
+		Logger: opts.Logger, FetchTimeout: opts.ReadTimeout, OnStall: onStall(opts.Tracer, stalled), Quota: opts.CacheQuota,
+		OnEvict: func() {
+			select {
+			case evicted <- struct{}{}:
+			default:
+			}
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -120,7 +137,9 @@ func New(opts Options) (_ *Agent, err error) {
 		artifacts: make(map[string]*artifact),
 		objects:   make(map[piece.Digest]int),
 		mounts:    make(map[string]*mounted),
+		evicted:   evicted,
 	}
+	a.hints = newHints(a)
 	a.transport.DialContext = opts.Link.Dial((&net.Dialer{}).DialContext)
 	a.opts.Remote.Transport = a.transport
 
@@ -144,7 +163,8 @@ func New(opts Options) (_ *Agent, err error) {
 		}
 		mesh.Node, mesh.Engine = opts.Identity.Name(), a.peers
 		if len(opts.Trackers) > 0 {
-			mesh.Tracker = tracker.NewClient(&http.Client{Transport: a.transport}, opts.Trackers...)
+			client := tracker.NewClient(&http.Client{Transport: a.transport}, opts.Trackers...)
+			mesh.Tracker, a.hints.tracker = client, client
 		}
 	}
 	a.mesh = p2p.New(mesh)
@@ -182,7 +202,9 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 	}
 	g.Go(func() error { return a.received.run(ctx, a.opts.Link.Received) })
 	g.Go(func() error { return a.store.Run(ctx) })
+	g.Go(func() error { return a.sweep(ctx) })
 	g.Go(func() error { return a.mesh.Run(ctx) })
+	g.Go(func() error { return a.work(ctx) })
 	if a.peers != nil {
 		g.Go(func() error { return a.peers.Run(ctx) })
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -21,6 +22,13 @@ const (
 	unmountPath = "/spate/v1/unmount"
 	pullPath    = "/spate/v1/pull"
 	limitsPath  = "/spate/v1/limits"
+	tracePath   = "/spate/v1/trace"
+	cachePath   = "/spate/v1/cache"
+	quotaPath   = cachePath + "/quota"
+	pinPath     = cachePath + "/pin"
+	unpinPath   = cachePath + "/unpin"
+	removePath  = cachePath + "/remove"
+	gcPath      = cachePath + "/gc"
 	healthPath  = "/healthz"
 )
 
@@ -108,6 +116,31 @@ func (a *Agent) control() http.Handler {
 			reply(w, a.SetLimits(req), nil)
 		}
 	})
+	mux.HandleFunc("POST "+tracePath, func(w http.ResponseWriter, r *http.Request) {
+		if req, ok := read[TraceRequest](w, r); ok {
+			recording, err := a.Recording(r.Context(), req.Reference)
+			reply(w, recording, err)
+		}
+	})
+	mux.HandleFunc("GET "+cachePath, func(w http.ResponseWriter, r *http.Request) { reply(w, a.Cache(), nil) })
+	mux.HandleFunc("POST "+quotaPath, func(w http.ResponseWriter, r *http.Request) {
+		if req, ok := read[QuotaRequest](w, r); ok {
+			reply(w, struct{}{}, a.SetQuota(req.Quota))
+		}
+	})
+	mux.HandleFunc("POST "+gcPath, func(w http.ResponseWriter, r *http.Request) {
+		reply(w, struct{}{}, a.CollectGarbage())
+	})
+	for path, do := range map[string]func(context.Context, string) error{
+		pinPath: a.Pin, removePath: a.Remove,
+		unpinPath: func(_ context.Context, name string) error { return a.Unpin(name) },
+	} {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			if req, ok := read[CacheRequest](w, r); ok {
+				reply(w, struct{}{}, do(r.Context(), req.Name))
+			}
+		})
+	}
 	mux.HandleFunc("POST "+pullPath, func(w http.ResponseWriter, r *http.Request) {
 		if req, ok := read[PullRequest](w, r); ok {
 			a.servePull(w, r, req)

@@ -59,6 +59,43 @@ func (c *Client) SetLimits(ctx context.Context, change LimitChange) (Limits, err
 	return l, c.call(ctx, http.MethodPost, limitsPath, change, &l)
 }
 
+// Recording asks what was read of a reference through the agent's mounts.
+func (c *Client) Recording(ctx context.Context, reference string) (Recording, error) {
+	var r Recording
+	return r, c.call(ctx, http.MethodPost, tracePath, TraceRequest{reference}, &r)
+}
+
+// Cache asks what the agent's cache holds.
+func (c *Client) Cache(ctx context.Context) (CacheView, error) {
+	var v CacheView
+	return v, c.call(ctx, http.MethodGet, cachePath, nil, &v)
+}
+
+// SetQuota changes the cache's quota, in bytes; 0 is none.
+func (c *Client) SetQuota(ctx context.Context, quota int64) error {
+	return c.call(ctx, http.MethodPost, quotaPath, QuotaRequest{quota}, nil)
+}
+
+// Pin keeps a reference in the cache.
+func (c *Client) Pin(ctx context.Context, reference string) error {
+	return c.call(ctx, http.MethodPost, pinPath, CacheRequest{reference}, nil)
+}
+
+// Unpin takes back what Pin did.
+func (c *Client) Unpin(ctx context.Context, reference string) error {
+	return c.call(ctx, http.MethodPost, unpinPath, CacheRequest{reference}, nil)
+}
+
+// Remove removes a reference, or the object of a digest, from the cache.
+func (c *Client) Remove(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, removePath, CacheRequest{name}, nil)
+}
+
+// CollectGarbage has the cache drop what nobody can use.
+func (c *Client) CollectGarbage(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, gcPath, nil, nil)
+}
+
 // Pull asks for a reference's files and reports how far they are.
 func (c *Client) Pull(ctx context.Context, req PullRequest, report func(Event)) error {
 	body, err := c.do(ctx, http.MethodPost, pullPath, req)

@@ -88,7 +88,7 @@ func (s *images) mount(im *shown, manifest digest.Digest) error {
 	im.dir = filepath.Join(s.dir, "images", manifest.Encoded())
 	entries := make([]mount.Entry, 0, len(im.artifact.files))
 	for _, f := range im.artifact.files {
-		entries = append(entries, mount.Entry{Path: f.Path, Digest: f.object.Tree().Object().Digest, File: f.object})
+		entries = append(entries, mount.Entry{Path: f.Path, Digest: f.object.Tree().Object().Digest, File: recorded{f.object, im.artifact.recorder}})
 	}
 	// A file system cannot be mounted from a file that is passed through.
 	fsys, err := mount.New(entries, mount.Options{Logger: s.agent.log, NoPassthrough: true})

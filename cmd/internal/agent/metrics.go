@@ -15,19 +15,21 @@ type counts struct {
 	sent, received int64 // over the link
 	limits         Limits
 	linkRate       int64
+	replayed       int64
 	artifacts      int
 	mounts         int
 	bans           int
 	layers         snapshot.Stats
 	mirror         mirror.Stats
+	blobs          map[mirror.Reason]int64
 }
 
 func (a *Agent) counts() counts {
 	c := counts{
 		cache: a.store.Stats(), mesh: a.mesh.Totals(),
 		sent: a.opts.Link.Sent(), received: a.opts.Link.Received(),
-		limits: a.Limits(), linkRate: a.linkRate(), bans: len(a.bans()),
-		mirror: a.mirror.Stats(),
+		limits: a.Limits(), linkRate: a.linkRate(), bans: len(a.bans()), replayed: a.replayed.Load(),
+		mirror: a.mirror.Stats(), blobs: a.mirror.Blobs(),
 	}
 	if a.snapshotter != nil {
 		c.layers = a.snapshotter.Stats()
@@ -71,6 +73,8 @@ func families() []telemetry.Family[counts] {
 			}),
 		telemetry.One("spate_read_stall_seconds_total", "Time that reads waited for absent pieces, of all reads that wait no more.",
 			func(c counts) float64 { return c.cache.StallSeconds }),
+		telemetry.One("spate_trace_replayed_bytes_total", "Bytes of pieces that came while a trace was replayed that names them.",
+			func(c counts) int64 { return c.replayed }),
 		telemetry.One("spate_reads_waiting", "Reads that wait for absent pieces now.",
 			func(c counts) int64 { return c.cache.Waiting }),
 
@@ -119,6 +123,14 @@ func families() []telemetry.Family[counts] {
 					"denied": float64(c.mirror.Denied.Answers), "failed": float64(c.mirror.Failed.Answers),
 				}
 			}),
+		telemetry.By("spate_mirror_blobs_total", "Blobs that the mirror gave out by the way they took: where from, and why.", "path",
+			func(c counts) values {
+				v := values{}
+				for _, r := range mirror.Reasons() {
+					v[r.Path()] = float64(c.blobs[r])
+				}
+				return v
+			}),
 		telemetry.By("spate_mirror_bytes_total", "Bytes of the mirror's answers by where they came from.", "source",
 			func(c counts) values {
 				return values{"origin": float64(c.mirror.Origin.Bytes), "mesh": float64(c.mirror.Mesh.Bytes), "memory": float64(c.mirror.Memory.Bytes)}
@@ -129,6 +141,16 @@ func families() []telemetry.Family[counts] {
 			func(c counts) int { return c.cache.Objects }),
 		telemetry.One("spate_cache_bytes", "Bytes of verified pieces of the open objects.",
 			func(c counts) int64 { return c.cache.Bytes }),
+		telemetry.One("spate_cache_quota_bytes", "Bytes that the cache may have; 0 is no limit.",
+			func(c counts) int64 { return c.cache.Quota }),
+		telemetry.One("spate_cache_used_bytes", "Bytes that count against the quota, of all objects, open or not.",
+			func(c counts) int64 { return c.cache.Used }),
+		telemetry.One("spate_cache_pinned_bytes", "Bytes that cannot be evicted: pinned, in use or on their way.",
+			func(c counts) int64 { return c.cache.Pinned }),
+		telemetry.One("spate_cache_evicted_bytes_total", "Bytes of objects that were evicted to make room.",
+			func(c counts) int64 { return c.cache.EvictedBytes }),
+		telemetry.One("spate_cache_evicted_objects_total", "Objects that were evicted to make room.",
+			func(c counts) int64 { return c.cache.Evicted }),
 		telemetry.One("spate_cache_broken_pieces_total", "Pieces that an earlier process recorded and that were found broken.",
 			func(c counts) int64 { return c.cache.BadClaims }),
 		telemetry.By("spate_cache_audits_total", "Complete objects compared with their digest.", "result",

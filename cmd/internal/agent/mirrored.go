@@ -13,8 +13,8 @@ import (
 	"github.com/spate-project/spate/p2p"
 )
 
-// mirrored gives the mirror the blobs that are objects: those travel through the
-// mesh as they are. Compressed layers do not.
+// mirrored gives the mirror the blobs that are objects, piece by piece, and by
+// hints those that are not, such as compressed layers.
 type mirrored struct{ agent *Agent }
 
 var _ mirror.Blobs = mirrored{}
@@ -46,6 +46,15 @@ func (m mirrored) Open(ctx context.Context, reference string, blob ocispec.Descr
 	}
 	read := readerAt(func(p []byte, off int64) (int, error) { return object.ReadContext(ctx, p, off) })
 	return &blobReader{io.NewSectionReader(read, 0, object.Size()), func() { m.agent.release(art) }}, nil
+}
+
+// Pass implements mirror.Blobs.
+func (m mirrored) Pass(ctx context.Context, blob ocispec.Descriptor) mirror.Passed {
+	digest, err := piece.ParseDigest(blob.Digest.String())
+	if err != nil || blob.Size < smallestHinted || blob.Size > piece.MaxSize {
+		return mirror.Passed{Reason: mirror.Unfit}
+	}
+	return m.agent.hints.pass(ctx, digest, blob.Size)
 }
 
 type readerAt func(p []byte, off int64) (int, error)

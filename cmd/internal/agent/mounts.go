@@ -64,7 +64,7 @@ func (a *Agent) mount(ctx context.Context, req MountRequest, m *mounted) error {
 	}
 	entries := make([]mount.Entry, 0, len(art.files))
 	for _, f := range art.files {
-		entries = append(entries, mount.Entry{Path: f.Path, Mode: f.Mode, File: f.object})
+		entries = append(entries, mount.Entry{Path: f.Path, Mode: f.Mode, File: recorded{f.object, art.recorder}})
 	}
 	fs, err := mount.New(entries, mount.Options{Logger: a.log})
 	if err == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/spate-project/spate/oci/model"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p"
+	"github.com/spate-project/spate/prefetch"
 )
 
 // readAhead is how far a reader of what is fetched lazily is kept ahead of, in
@@ -27,14 +29,24 @@ type artifact struct {
 	reference string
 	digest    string // of the manifest
 	files     []file
-	users     int // mounts and pulls; guarded by Agent.mu
+	users     int  // mounts and pulls; guarded by Agent.mu
+	lingers   bool // its objects do, as nobody uses it; guarded by Agent.mu
+
+	recorder *prefetch.Recorder // of reads through mounts
+	open     context.Context    // ends when the objects are closed
+	shut     context.CancelFunc
+	replays  bool // its trace is looked for, or was; guarded by Agent.mu
 }
 
 // A file is one file of an artifact.
 type file struct {
 	model.File
-	object *cache.Object
+	object  *cache.Object
+	evicted bool // the cache has closed object; guarded by Agent.mu
 }
+
+// gone reports whether the cache has evicted f's object.
+func (f file) gone() bool { return errors.Is(f.object.Err(), cache.ErrEvicted) }
 
 // whole returns when every piece of f is here.
 func (f file) whole(ctx context.Context) error {
@@ -66,8 +78,8 @@ func (a *Agent) use(admission *Admission, fill p2p.JoinOptions) (_ *artifact, er
 	defer a.mu.Unlock()
 	key := admission.Trusted.Manifest().Descriptor.Digest.String()
 	art := a.artifacts[key]
-	if art != nil && art.err() != nil && art.users == 0 {
-		// Opened anew it may be right, once its quarantine was cleared away.
+	if art != nil && art.users == 0 && !art.resume() {
+		// Opened anew it is fetched again, or right once its quarantine was cleared away.
 		a.drop(art)
 		art = nil
 	}
@@ -77,13 +89,17 @@ func (a *Agent) use(admission *Admission, fill p2p.JoinOptions) (_ *artifact, er
 		}
 		a.artifacts[key] = art
 	}
-	if err := art.err(); err != nil {
-		return nil, fmt.Errorf("open %s: %w", reference, err)
-	}
 	art.users++
-	if !a.spawn(func(ctx context.Context) { a.fetch(ctx, art, fill) }) {
-		art.users--
-		return nil, fmt.Errorf("open %s: %w", reference, errEnding)
+	if err = art.err(); err == nil && !a.spawn(func(ctx context.Context) { a.fetch(ctx, art, fill) }) {
+		err = errEnding
+	}
+	// Where all of it comes anyway a trace has nothing to say.
+	if err == nil && !fill.Fill && !art.replays {
+		art.replays = a.spawn(func(ctx context.Context) { a.replay(ctx, art, admission) })
+	}
+	if err != nil {
+		a.unuse(art)
+		return nil, fmt.Errorf("open %s: %w", reference, err)
 	}
 	return art, nil
 }
@@ -93,14 +109,16 @@ func (a *Agent) openAll(admission *Admission) (*artifact, error) {
 	art := &artifact{
 		reference: admission.Trusted.Reference(),
 		digest:    admission.Trusted.Manifest().Descriptor.Digest.String(),
+		recorder:  prefetch.NewRecorder(tracing),
 	}
+	art.open, art.shut = context.WithCancel(context.Background())
 	for _, f := range append(admission.Files, layerFiles(admission.Layers)...) {
 		o, err := a.openObject(admission, f)
 		if err != nil {
 			a.close(art)
 			return nil, fmt.Errorf("%s: %w", f.Path, err)
 		}
-		art.files = append(art.files, file{f, o})
+		art.files = append(art.files, file{File: f, object: o})
 	}
 	return art, nil
 }
@@ -140,23 +158,87 @@ func (a *Agent) fetch(ctx context.Context, art *artifact, fill p2p.JoinOptions) 
 		if fill.Fill {
 			f.object.ReadAhead(0) // all of it comes
 		}
-		if err := a.mesh.Join(f.object, fill); err != nil {
+		if err := a.join(f.object, fill); err != nil {
 			a.log.Error("share and fill", "reference", art.reference, "file", f.Path, "err", err)
 		}
 	}
 }
 
-// release ends one use of art. What is complete stays open and is shared for
-// as long as the agent runs; what is not is closed and no longer fetched.
+// join has the mesh fetch an object as fill says, unless it was closed meanwhile and has left.
+func (a *Agent) join(o *cache.Object, fill p2p.JoinOptions) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if o.Err() != nil {
+		return nil
+	}
+	return a.mesh.Join(o, fill)
+}
+
+// release ends one use of art. What is complete stays open and is shared until
+// the cache needs its room; what is not is closed and no longer fetched.
 func (a *Agent) release(art *artifact) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if art.users--; art.users == 0 && !art.complete() {
+	a.unuse(art)
+}
+
+// unuse is release. The caller holds a.mu.
+func (a *Agent) unuse(art *artifact) {
+	if art.users--; art.users > 0 {
+		return
+	}
+	if !art.complete() {
 		a.drop(art)
+		return
+	}
+	art.lingers = true
+	for _, f := range art.files {
+		f.object.Linger()
 	}
 }
 
-// discard removes an artifact that nobody uses any more, and what the cache has of its objects.
+// resume begins a use of each object of an artifact that nobody uses, and
+// reports whether all of them can be read. The caller holds Agent.mu.
+func (art *artifact) resume() bool {
+	if art.lingers {
+		art.lingers = false
+		for i, f := range art.files {
+			art.files[i].evicted = !f.object.Reopen()
+		}
+	}
+	return art.err() == nil
+}
+
+// dropEvicted drops what the cache has evicted objects of. The caller holds a.mu.
+func (a *Agent) dropEvicted() {
+	for _, art := range a.artifacts {
+		if art.users == 0 && slices.ContainsFunc(art.files, file.gone) {
+			a.drop(art)
+		}
+	}
+	for _, b := range a.hints.blobs {
+		if b.users == 0 && errors.Is(b.object.Err(), cache.ErrEvicted) {
+			a.hints.leave(b)
+		}
+	}
+}
+
+// sweep takes what was evicted out of the mesh, until ctx ends. It returns nil.
+func (a *Agent) sweep(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.evicted:
+			a.mu.Lock()
+			a.dropEvicted()
+			a.mu.Unlock()
+		}
+	}
+}
+
+// discard removes an artifact that nobody uses any more, and what the cache has
+// of its objects but those that are pinned.
 func (a *Agent) discard(art *artifact) (err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -167,7 +249,7 @@ func (a *Agent) discard(art *artifact) (err error) {
 		a.drop(art)
 	}
 	for _, f := range art.files {
-		if d := f.object.Tree().Object().Digest; a.objects[d] == 0 {
+		if d := f.object.Tree().Object().Digest; a.objects[d] == 0 && len(a.store.Pins(d)) == 0 {
 			err = errors.Join(err, a.store.Remove(d))
 		}
 	}
@@ -177,18 +259,29 @@ func (a *Agent) discard(art *artifact) (err error) {
 // drop forgets art and closes its objects. The caller holds a.mu.
 func (a *Agent) drop(art *artifact) {
 	delete(a.artifacts, art.digest)
+	art.resume()
 	a.close(art)
 }
 
-// close closes art's objects; one that no other artifact has leaves the mesh. The caller holds a.mu.
+// close closes art's objects. The caller holds a.mu.
 func (a *Agent) close(art *artifact) {
+	art.shut()
 	for _, f := range art.files {
-		d := f.object.Tree().Object().Digest
-		if a.objects[d]--; a.objects[d] == 0 {
-			delete(a.objects, d)
-			a.mesh.Leave(d)
-		}
-		f.object.Close()
+		a.closeObject(f.object, !f.evicted)
+	}
+}
+
+// closeObject ends one of the uses of an object that a.objects counts; with the
+// last one it leaves the mesh. open is false when the cache has closed it itself.
+// The caller holds a.mu.
+func (a *Agent) closeObject(o *cache.Object, open bool) {
+	d := o.Tree().Object().Digest
+	if a.objects[d]--; a.objects[d] == 0 {
+		delete(a.objects, d)
+		a.mesh.Leave(d)
+	}
+	if open {
+		o.Close()
 	}
 }
 
@@ -218,10 +311,12 @@ func (a *Agent) openObject(admission *Admission, f model.File) (*cache.Object, e
 	if err != nil {
 		return nil, err
 	}
+	a.hints.yield(tree)
 	o, err := a.store.Open(tree, a.mesh)
 	if err != nil {
 		return nil, err
 	}
+	a.dropEvicted() // this object, as it was before, must not be in the mesh
 	if err := a.mesh.Join(o, p2p.JoinOptions{Origin: origin(admission.repo, f.Descriptor)}); err != nil {
 		o.Close()
 		return nil, err

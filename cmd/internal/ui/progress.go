@@ -132,7 +132,11 @@ func (p *Progress) summarize() {
 type counter struct {
 	began       time.Time
 	done, total atomic.Int64
+	bound       atomic.Int64 // nanoseconds; 0 is not known
 }
+
+// Bound tells how long the rest takes at least; 0 is not known.
+func (c *counter) Bound(left time.Duration) { c.bound.Store(int64(left)) }
 
 // String tells bytes, rate and time left, as far as they are known.
 func (c *counter) String() string {
@@ -150,6 +154,9 @@ func (c *counter) String() string {
 	if done > 0 && total > done {
 		left := time.Duration(float64(d) * float64(total-done) / float64(done))
 		parts = append(parts, Duration(left.Round(time.Second))+" left")
+		if bound := time.Duration(c.bound.Load()); bound > 0 {
+			parts = append(parts, Duration(bound.Round(time.Second))+" at best")
+		}
 	}
 	return strings.Join(parts, ", ")
 }

@@ -80,6 +80,23 @@ func TestProgressJSON(t *testing.T) {
 	})
 }
 
+// TestProgressBound: what is known of the least time is told beside the forecast.
+func TestProgressBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var stderr strings.Builder
+		p := NewProgress(New(io.Discard, &stderr), "prefetch")
+		task := p.Task("node-1", 100<<20)
+		p.Bound(4 * time.Second)
+		time.Sleep(summaryEvery)
+		task.Add(50 << 20)
+		if want := "prefetch: 0 of 1 done, 50.0 MiB of 100 MiB, 10.0 MiB/s, 5s left, 4s at best\n"; !strings.HasSuffix(stderr.String(), want) {
+			t.Errorf("%q does not end with %q", &stderr, want)
+		}
+		task.Done(nil)
+		p.Close()
+	})
+}
+
 func TestProgressOfNothingIsSilent(t *testing.T) {
 	var stderr strings.Builder
 	NewProgress(New(io.Discard, &stderr), "pull m:1").Close()

@@ -27,6 +27,8 @@ state = "DIR/state"
     snapshotter = "NAME"
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "NAME"
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = "DIR/certs.d"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
 [plugins.'io.containerd.nri.v1.nri']
@@ -47,6 +49,8 @@ state = "DIR/state"
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "NAME"
   disable_snapshot_annotations = false
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "DIR/certs.d"
 [plugins."io.containerd.internal.v1.opt"]
   path = "DIR/opt"
 `

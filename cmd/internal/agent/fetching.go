@@ -1,0 +1,174 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/p2p"
+	"github.com/spate-project/spate/prefetch/orders"
+)
+
+const (
+	// rateWindow is over how long the rate of a fetching is taken.
+	rateWindow = 5 * time.Second
+
+	// silence is how long no piece comes before a fetching is said to fail.
+	silence = 15 * time.Second
+
+	// A fetching that failed begins again after againFirst, then after twice as
+	// long each time up to againMost.
+	againFirst = time.Second
+	againMost  = 30 * time.Second
+)
+
+// A fetching is this node's part in one run of an order.
+type fetching struct {
+	agent  *Agent
+	task   orders.Task
+	cancel context.CancelFunc
+
+	mu   sync.Mutex
+	last orders.Progress
+}
+
+func newFetching(a *Agent, t orders.Task) *fetching {
+	return &fetching{agent: a, task: t, last: orders.Progress{
+		Order: t.Order, Run: t.Run, State: orders.Waiting, ETA: -1, Bound: -1,
+	}}
+}
+
+// told returns how far the fetching is.
+func (p *fetching) told() orders.Progress {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last
+}
+
+// tell changes what told returns.
+func (p *fetching) tell(f func(*orders.Progress)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(&p.last)
+}
+
+// run opens the order's references, has all of them fetched and holds them until
+// ctx ends. What fails is tried again; what the policy refuses is not.
+func (p *fetching) run(ctx context.Context) {
+	for wait := againFirst; ; wait = min(2*wait, againMost) {
+		err := p.try(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		denied := errors.Is(err, piece.ErrNotTrusted)
+		p.agent.log.Warn("a prefetch order is not carried out", "order", p.task.Order, "refused", denied, "err", err)
+		p.tell(func(told *orders.Progress) {
+			told.State, told.Error, told.Rate = orders.Failing, err.Error(), 0
+			if denied {
+				told.State = orders.Denied
+			}
+		})
+		if denied {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// try returns why the order could not be carried out, or the context's error.
+func (p *fetching) try(ctx context.Context) error {
+	var opened []*artifact
+	defer func() {
+		for _, art := range opened {
+			p.agent.release(art)
+		}
+	}()
+	for _, reference := range p.task.References {
+		admission, err := p.agent.admit(ctx, reference, online)
+		if err != nil {
+			return err
+		}
+		art, err := p.agent.use(admission, p2p.JoinOptions{Fill: true})
+		if err != nil {
+			return err
+		}
+		opened = append(opened, art)
+	}
+	return p.watch(ctx, opened)
+}
+
+// watch tells how far artifacts are until ctx ends or one of them cannot be read.
+func (p *fetching) watch(ctx context.Context, artifacts []*artifact) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	var seen []holding // of the last rateWindow and one before, oldest first
+	moved := time.Now()
+	for {
+		now, err := p.agent.holding(artifacts)
+		if err != nil {
+			return err
+		}
+		if len(seen) > 0 && now.have != seen[len(seen)-1].have {
+			moved = now.at
+		}
+		for len(seen) > 1 && now.at.Sub(seen[1].at) >= rateWindow {
+			seen = seen[1:]
+		}
+		seen = append(seen, now)
+		rate := ratesOf(now.at.Sub(seen[0].at), now.came-seen[0].came, 0).Down
+		left := forecast(now.total-now.have, rate, p.agent.linkRate())
+		p.tell(func(told *orders.Progress) {
+			told.State, told.Error = orders.Fetching, ""
+			told.Have, told.Total, told.Rate, told.ETA, told.Bound = now.have, now.total, rate, left.ETA, left.Bound
+			switch {
+			case now.have == now.total:
+				told.State, told.Rate = orders.Ready, 0
+			case now.at.Sub(moved) > silence:
+				told.State, told.Error = orders.Failing, fmt.Sprintf("no piece has come for %v; the log of the node's agent may say why", silence)
+			}
+		})
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+}
+
+// A holding is what is here of some artifacts, in bytes.
+type holding struct {
+	at    time.Time
+	have  int64 // verified
+	total int64
+	came  int64 // from the registry and from peers, since the objects joined the mesh
+}
+
+// holding counts each object once. The error is that of an object which cannot be read.
+func (a *Agent) holding(artifacts []*artifact) (holding, error) {
+	h, counted := holding{at: time.Now()}, make(map[piece.Digest]bool)
+	for _, art := range artifacts {
+		if err := art.err(); err != nil {
+			return h, fmt.Errorf("fetch %s: %w", art.reference, err)
+		}
+		for _, f := range art.files {
+			o := f.object.Tree().Object()
+			if counted[o.Digest] {
+				continue
+			}
+			counted[o.Digest] = true
+			h.have += presentBytes(f.object)
+			h.total += o.Size
+			if ms, ok := a.mesh.Stats(o.Digest); ok {
+				h.came += ms.OriginBytes + ms.Received
+			}
+		}
+	}
+	return h, nil
+}

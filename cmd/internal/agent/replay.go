@@ -1,0 +1,218 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/errdef"
+
+	"github.com/spate-project/spate/cache"
+	"github.com/spate-project/spate/cache/piece"
+	"github.com/spate-project/spate/cmd/internal/ui"
+	"github.com/spate-project/spate/prefetch"
+	"github.com/spate-project/spate/signing"
+)
+
+const (
+	// tracing is how long after the first read of an artifact reads are of its start.
+	tracing = 5 * time.Minute
+
+	// replaying bounds the bytes of a trace that are on their way at once, and
+	// replayingSpans the runs of pieces that they lie in: the mesh keeps in mind
+	// twice as many of an object (tracker.MaxSpans), and readers have some too.
+	replaying      = 64 << 20
+	replayingSpans = 32
+
+	// longestSpan makes spans short, so that what comes makes room soon.
+	longestSpan = 2 << 20
+
+	// telling is after what time the mesh is told again of what did not come.
+	telling = 5 * time.Second
+)
+
+// recorded is an object whose reads through a mount are recorded.
+type recorded struct {
+	*cache.Object
+	recorder *prefetch.Recorder
+}
+
+func (r recorded) ReadContext(ctx context.Context, p []byte, off int64) (int, error) {
+	r.recorder.Read(r.Tree().Object().Digest, off, int64(len(p)))
+	return r.Object.ReadContext(ctx, p, off)
+}
+
+// A TraceRequest asks for what was read of Reference.
+type TraceRequest struct {
+	Reference string `json:"reference"`
+}
+
+// A Recording is what was read of an artifact through mounts since it was
+// opened, in the first minutes after the first read.
+type Recording struct {
+	Manifest ocispec.Descriptor `json:"manifest"` // of what was read; of an image for several platforms this machine's
+	Reads    prefetch.Plan      `json:"reads"`
+	Full     bool               `json:"full,omitempty"` // there was more than a trace holds
+}
+
+// Recording returns what was read of a reference that is open now.
+func (a *Agent) Recording(ctx context.Context, reference string) (*Recording, error) {
+	admission, err := a.admit(ctx, reference, online)
+	if err != nil {
+		return nil, err
+	}
+	r := &Recording{Manifest: admission.Trusted.Manifest().Descriptor}
+	a.mu.Lock()
+	art := a.artifacts[r.Manifest.Digest.String()]
+	a.mu.Unlock()
+	if art != nil {
+		r.Reads, r.Full = art.recorder.Reads()
+	}
+	if len(r.Reads) == 0 {
+		return nil, ui.WithHint(fmt.Errorf("trace %s: nothing was read of it through a mount of this agent: %w", reference, errdef.ErrNotFound),
+			"mount it, or start it in a container, and ask again while it is mounted")
+	}
+	return r, nil
+}
+
+// replay finds the trace of an admitted artifact and has the mesh bring what it
+// names that is absent before readers come there, until art is closed. Whatever
+// fails costs readers their time and no more.
+func (a *Agent) replay(ctx context.Context, art *artifact, admission *Admission) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(art.open, cancel)()
+	trace, err := a.findTrace(ctx, admission)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil:
+		a.log.Warn("look for a trace", "reference", art.reference, "err", err)
+		return
+	case trace == nil:
+		return
+	}
+	a.log.Info("replay a trace", "reference", art.reference, "workload", trace.Workload, "reads", len(trace.Reads), "bytes", trace.Reads.Bytes())
+	r := replay{agent: a, art: art}
+	if err := r.run(ctx, trace.Reads); err != nil && ctx.Err() == nil {
+		a.log.Warn("a trace is not replayed to its end", "reference", art.reference, "err", err)
+	}
+}
+
+// findTrace returns the newest trace that the policy trusts, nil when there is
+// none: the registry's, where that cannot be asked the one that is kept here.
+func (a *Agent) findTrace(ctx context.Context, admission *Admission) (*prefetch.Trace, error) {
+	documents := newKeeper(admission.repo, a.shelf)
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	trace, steps, err := a.loadTrace(asking, documents, admission.Trusted)
+	if err == nil {
+		documents.keep(steps)
+	} else if ctx.Err() == nil && isAway(err) {
+		trace, steps, err = a.loadTrace(ctx, a.shelf, admission.Trusted)
+	}
+	for _, s := range steps {
+		if !s.OK && s.Digest != "" {
+			a.log.Warn("a trace is ignored", "reference", admission.Trusted.Reference(), "trace", s.Digest, "why", s.Why)
+		}
+	}
+	return trace, err
+}
+
+func (a *Agent) loadTrace(ctx context.Context, documents signing.Repository, subject signing.Trusted) (*prefetch.Trace, []*signing.Step, error) {
+	manifest, steps, err := a.opts.Policy.Trace(ctx, documents, subject)
+	if err != nil || manifest.Bytes == nil {
+		return nil, steps, err
+	}
+	trace, err := prefetch.LoadTrace(ctx, documents, manifest.Bytes)
+	return &trace, steps, err
+}
+
+// A replay is a trace that is being fetched, in order, a window of it at a time.
+type replay struct {
+	agent   *Agent
+	art     *artifact
+	window  []span // on their way, in order
+	bytes   int64  // of window
+	waiting span   // to be told of; it grows while pieces follow it
+}
+
+// A span is the pieces [first, last) of an object.
+type span struct {
+	object      *cache.Object
+	first, last int
+	bytes       int64
+}
+
+func (r *replay) run(ctx context.Context, reads prefetch.Plan) error {
+	var objects []piece.Object
+	for _, f := range r.art.files {
+		objects = append(objects, f.object.Tree().Object())
+	}
+	for d, i := range reads.Pieces(objects...) {
+		object := r.art.object(d)
+		if object.Has(i) {
+			continue
+		}
+		_, n := object.Tree().Object().Span(i)
+		if w := &r.waiting; w.object != object || w.last != i || w.bytes+int64(n) > longestSpan {
+			if err := r.tell(ctx); err != nil {
+				return err
+			}
+			r.waiting = span{object: object, first: i, last: i}
+		}
+		r.waiting.last++
+		r.waiting.bytes += int64(n)
+	}
+	if err := r.tell(ctx); err != nil {
+		return err
+	}
+	for len(r.window) > 0 {
+		if err := r.take(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tell tells the mesh of what is waiting, once there is room for it.
+func (r *replay) tell(ctx context.Context) error {
+	s := r.waiting
+	if s.object == nil {
+		return ctx.Err()
+	}
+	for len(r.window) == replayingSpans || r.bytes+s.bytes > replaying {
+		if err := r.take(ctx); err != nil {
+			return err
+		}
+	}
+	r.window = append(r.window, s)
+	r.bytes += s.bytes
+	r.agent.mesh.Ahead(s.object.Tree().Object().Digest, s.first, s.last)
+	return nil
+}
+
+// take waits for the first span of the window, and takes it off. What the mesh
+// has given up, or takes a part of at a time, it is told of again.
+func (r *replay) take(ctx context.Context) error {
+	s := r.window[0]
+	for i := s.first; i < s.last; {
+		waiting, cancel := context.WithTimeout(ctx, telling)
+		err := s.object.Wait(waiting, i)
+		late := waiting.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			i++
+		case ctx.Err() != nil || !late:
+			return err
+		default:
+			r.agent.mesh.Ahead(s.object.Tree().Object().Digest, i, s.last)
+		}
+	}
+	r.window = r.window[1:]
+	r.bytes -= s.bytes
+	r.agent.replayed.Add(s.bytes)
+	return nil
+}
