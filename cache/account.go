@@ -91,10 +91,9 @@ func recorded(path string) (size, bytes int64, err error) {
 	if _, err := io.ReadFull(f, head); err != nil {
 		return 0, 0, err
 	}
-	at := head[len(recordMagic)+32:]
-	o := piece.Object{Size: int64(binary.BigEndian.Uint64(at)), PieceLength: int64(binary.BigEndian.Uint64(at[8:]))}
-	if err := o.Check(); err != nil || string(head[:len(recordMagic)]) != recordMagic {
-		return 0, 0, fmt.Errorf("%s is not a record of pieces", path)
+	o, err := parseObject(head)
+	if err != nil {
+		return 0, 0, fmt.Errorf("%s: %w", path, err)
 	}
 	slots := make([]byte, o.Pieces()*slotSize)
 	if _, err := f.ReadAt(slots, int64(headerSize(o))); err != nil && len(slots) > 0 {

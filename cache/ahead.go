@@ -33,33 +33,27 @@ func (o *Object) ReadAhead(limit int64) {
 	o.ahead.limit = max(0, limit)
 }
 
-// lookAhead notes a read of the n bytes at off and tells the source what the reader comes to.
-func (o *Object) lookAhead(off, n int64) {
-	if first, last := o.coming(off, n); first < last {
-		o.src.Ahead(o.object.Digest, first, last)
-	}
-}
+// A window is the pieces [first, last); none where first is not below last.
+type window struct{ first, last int }
 
-// coming returns the pieces that the reader of the n bytes at off is on its way to and the source was not told of.
-func (o *Object) coming(off, n int64) (first, last int) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+// coming notes a read of the n bytes at off, and returns the pieces that its
+// reader is on its way to and the source was not told of. o.mu is held.
+func (o *Object) coming(off, n int64) (w window) {
 	n = min(n, o.object.Size-off)
 	if o.ahead.limit == 0 || n <= 0 || o.src == nil || o.err != nil || o.counts[present] == len(o.states) {
-		return 0, 0
+		return w
 	}
 	limit := o.ahead.limit
 	st := o.ahead.follow(off, n)
-	window := min(limit, max(0, 8*(st.run-limit/16)))
-	_, first = o.object.Range(st.end-1, 1)
-	_, last = o.object.Range(st.end, window)
-	first = max(first, st.next)
+	_, w.first = o.object.Range(st.end-1, 1)
+	_, w.last = o.object.Range(st.end, min(limit, max(0, 8*(st.run-limit/16))))
+	w.first = max(w.first, st.next)
 	// What is claimed its reader hashes sooner than it could be fetched.
-	for first < last && o.states[first] != absent {
-		first++
+	for w.first < w.last && o.states[w.first] != absent {
+		w.first++
 	}
-	st.next = max(st.next, last)
-	return first, last
+	st.next = max(st.next, w.last)
+	return w
 }
 
 // follow adds a read to the stream whose end is nearest, or makes it one of its

@@ -74,27 +74,33 @@ func writeUntilKilled(dir string) error {
 	return nil
 }
 
-// TestKill kills a writing process at random points: what it said is recorded
-// is there and right, and nothing else can be read but right bytes.
-func TestKill(t *testing.T) {
+// startChild starts this program with role set to dir, and returns what it says, line by line.
+func startChild(t *testing.T, role, dir string) (*exec.Cmd, *bufio.Scanner) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^$")
+	cmd.Env = append(os.Environ(), role+"="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, bufio.NewScanner(out)
+}
+
+// TestKill kills a writing process at random points: what it said is recorded
+// is there and right, and nothing else can be read but right bytes.
+func TestKill(t *testing.T) {
 	for round := range 10 {
 		dir := t.TempDir()
-		cmd := exec.CommandContext(t.Context(), self, "-test.run=^$")
-		cmd.Env = append(os.Environ(), childEnv+"="+dir)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		cmd, lines := startChild(t, childEnv, dir)
 		said := map[[2]int]bool{}
-		lines := bufio.NewScanner(out)
 		for until := 1 + rand.IntN(40*(round+1)); lines.Scan(); {
 			var k, i int
 			if _, err := fmt.Sscan(lines.Text(), &k, &i); err != nil {

@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -10,7 +9,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -380,23 +378,9 @@ func evictUntilKilled(dir string) error {
 // is whole, what else is there is read right, all of it is within the quota, and
 // nothing is left of what went.
 func TestEvictKill(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for round := range 6 {
 		dir := t.TempDir()
-		cmd := exec.CommandContext(t.Context(), self, "-test.run=^$")
-		cmd.Env = append(os.Environ(), evictingEnv+"="+dir)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
+		cmd, lines := startChild(t, evictingEnv, dir)
 		for until := 5 + 7*round + rand.IntN(20); lines.Scan(); until-- {
 			if until == 0 {
 				cmd.Process.Kill()

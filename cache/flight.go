@@ -14,9 +14,9 @@ import (
 type Source interface {
 	// Fetch brings piece i of object d: nil means that it was Put or Committed.
 	// It also returns once the piece came by another way. The context ends when
-	// nobody waits for the piece any more before it came. After piece.ErrNotTrusted it is not
-	// asked again, after a *piece.WrongBytesError a few times; after any other
-	// error, and while the time allows, it is.
+	// nobody waits for the piece any more before it came. After
+	// piece.ErrNotTrusted it is not asked again, after a *piece.WrongBytesError a
+	// few times; after any other error, and while the time allows, it is.
 	Fetch(ctx context.Context, d piece.Digest, i int) error
 
 	// Ahead tells that a reader is on its way to pieces [first, last) of object

@@ -44,9 +44,11 @@ func (o *Object) Ensure(ctx context.Context, off, n int64) error {
 	if err != nil {
 		return err
 	}
-	lacking, err := o.lacking(first, last)
+	lacking, coming, err := o.note(first, last, off, n)
 	o.store.stats.hits.Add(int64(last - first - len(lacking)))
-	o.lookAhead(off, n)
+	if coming.first < coming.last {
+		o.src.Ahead(o.object.Digest, coming.first, coming.last)
+	}
 	if err != nil || len(lacking) == 0 {
 		return err
 	}
@@ -61,17 +63,17 @@ func (o *Object) Ensure(ctx context.Context, off, n int64) error {
 	return err
 }
 
-// lacking returns which of the pieces [first, last) are not present.
-func (o *Object) lacking(first, last int) ([]int, error) {
+// note notes a read of the n bytes at off, which are in the pieces [first, last),
+// and returns which of these are not present and what the reader comes to.
+func (o *Object) note(first, last int, off, n int64) (lacking []int, coming window, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var lacking []int
 	for i := first; i < last; i++ {
 		if o.states[i] != present {
 			lacking = append(lacking, i)
 		}
 	}
-	return lacking, o.err
+	return lacking, o.coming(off, n), o.err
 }
 
 // pieces returns the pieces that hold the n bytes at off.

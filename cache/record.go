@@ -67,10 +67,10 @@ func headerSize(o piece.Object) int {
 	return n
 }
 
-// parseRecord reads a whole record: the tree, proven against its root, and the slots.
-func parseRecord(b []byte) (*piece.Tree, []byte, error) {
-	if len(b) < fixedSize+sha256.Size || string(b[:len(recordMagic)]) != recordMagic {
-		return nil, nil, errors.New("not a record of pieces")
+// parseObject reads which object a record that begins with b says it is of.
+func parseObject(b []byte) (piece.Object, error) {
+	if len(b) < fixedSize || string(b[:len(recordMagic)]) != recordMagic {
+		return piece.Object{}, errors.New("not a record of pieces")
 	}
 	at := b[len(recordMagic):]
 	o := piece.Object{
@@ -79,7 +79,13 @@ func parseRecord(b []byte) (*piece.Tree, []byte, error) {
 		PieceLength: int64(binary.BigEndian.Uint64(at[40:])),
 		Root:        piece.Root(at[48:80]),
 	}
-	if err := o.Check(); err != nil {
+	return o, o.Check()
+}
+
+// parseRecord reads a whole record: the tree, proven against its root, and the slots.
+func parseRecord(b []byte) (*piece.Tree, []byte, error) {
+	o, err := parseObject(b)
+	if err != nil {
 		return nil, nil, err
 	}
 	header := headerSize(o)

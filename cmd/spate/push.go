@@ -72,13 +72,9 @@ only models that are pushed without this.`,
   spate push ./qwen 127.0.0.1:5000/qwen:volume --image-volume --sign-key cosign.key`,
 		Args: a.args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var signer signing.Signer
-			if signKey != "" {
-				s, err := loadSigner(signKey)
-				if err != nil {
-					return err
-				}
-				signer = s
+			signer, err := optionalSigner(signKey)
+			if err != nil {
+				return err
 			}
 			p, err := a.push(cmd.Context(), args[0], args[1], volume, signer, remotes.options())
 			if err != nil {
@@ -180,6 +176,14 @@ func (p *pushed) print(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "pushed %s: %d files, %s in %s\n%s", p.Reference, p.Files, ui.Size(p.Bytes),
 		ui.Duration(time.Duration(p.Seconds*float64(time.Second))), &text)
 	return err
+}
+
+// optionalSigner is loadSigner that returns nil where no key is named.
+func optionalSigner(path string) (signing.Signer, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return loadSigner(path)
 }
 
 // loadSigner reads a private key, asking for its password where it has one.

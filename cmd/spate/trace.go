@@ -52,13 +52,9 @@ Without --sign-key the trace is shown and nothing is attached.`,
 			if len(workload) > prefetch.MaxWorkload {
 				return usage(fmt.Errorf("a workload's name has at most %d bytes", prefetch.MaxWorkload))
 			}
-			var signer signing.Signer
-			if signKey != "" {
-				s, err := loadSigner(signKey)
-				if err != nil {
-					return err
-				}
-				signer = s
+			signer, err := optionalSigner(signKey)
+			if err != nil {
+				return err
 			}
 			c := agent.NewClient(data)
 			defer c.Close()

@@ -42,7 +42,7 @@ type swarm struct {
 var priorities = [...]types.PiecePriority{
 	p2p.None:  types.PiecePriorityNone,
 	p2p.Fill:  types.PiecePriorityNormal,
-	p2p.Ahead: types.PiecePriorityHigh,
+	p2p.Ahead: types.PiecePriorityHigh, // PiecePriorityReadahead is in the order of pieces: nodes that read the same would have nothing to exchange
 	p2p.Now:   types.PiecePriorityNow,
 }
 

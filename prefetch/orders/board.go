@@ -203,15 +203,24 @@ func (b *Board) forget(o *order) {
 	delete(b.orders, o.ID)
 }
 
+// find returns an order as it stands now. b.mu is held.
+func (b *Board) find(id string) (*order, error) {
+	o := b.orders[id]
+	if o == nil {
+		return nil, fmt.Errorf("order %.40q: %w", id, ErrUnknown)
+	}
+	b.settle(o)
+	return o, nil
+}
+
 // Cancel ends an order: nodes fetch nothing for it any more. One that has ended stays as it is.
 func (b *Board) Cancel(id string) (View, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	o := b.orders[id]
-	if o == nil {
-		return View{}, fmt.Errorf("order %.40q: %w", id, ErrUnknown)
+	o, err := b.find(id)
+	if err != nil {
+		return View{}, err
 	}
-	b.settle(o)
 	now := b.opts.Now()
 	if !o.offered(now) {
 		return b.view(o), nil
@@ -233,11 +242,10 @@ func (b *Board) Cancel(id string) (View, error) {
 func (b *Board) View(id string) (View, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	o := b.orders[id]
-	if o == nil {
-		return View{}, fmt.Errorf("order %.40q: %w", id, ErrUnknown)
+	o, err := b.find(id)
+	if err != nil {
+		return View{}, err
 	}
-	b.settle(o)
 	return b.view(o), nil
 }
 

@@ -98,7 +98,7 @@ func (a *Agent) listed(ctx context.Context, reference string) ([]piece.Digest, e
 		return nil, err
 	}
 	var digests []piece.Digest
-	for _, f := range append(admission.Files, layerFiles(admission.Layers)...) {
+	for _, f := range admission.objects() {
 		tree, err := treeOf(admission.Index, f)
 		if err != nil {
 			return nil, fmt.Errorf("open %s: %s: %w", reference, f.Path, err)

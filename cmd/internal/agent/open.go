@@ -13,7 +13,6 @@ import (
 	"github.com/spate-project/spate/cache"
 	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/cmd/internal/ui"
-	"github.com/spate-project/spate/oci/image"
 	"github.com/spate-project/spate/oci/model"
 	"github.com/spate-project/spate/oci/remote"
 	"github.com/spate-project/spate/p2p"
@@ -112,7 +111,7 @@ func (a *Agent) openAll(admission *Admission) (*artifact, error) {
 		recorder:  prefetch.NewRecorder(tracing),
 	}
 	art.open, art.shut = context.WithCancel(context.Background())
-	for _, f := range append(admission.Files, layerFiles(admission.Layers)...) {
+	for _, f := range admission.objects() {
 		o, err := a.openObject(admission, f)
 		if err != nil {
 			a.close(art)
@@ -123,10 +122,11 @@ func (a *Agent) openAll(admission *Admission) (*artifact, error) {
 	return art, nil
 }
 
-// layerFiles returns the objects of an image's layers as files, each once, named by their digests.
-func layerFiles(layers []image.Indexed) (files []model.File) {
-	seen := make(map[piece.Digest]bool)
-	for _, l := range layers {
+// objects returns the files of a model, or the objects of an image's layers as
+// files, each once, named by their digests.
+func (a *Admission) objects() []model.File {
+	files, seen := slices.Clip(a.Files), make(map[piece.Digest]bool)
+	for _, l := range a.Layers {
 		if !seen[l.DiffID] {
 			files = append(files, model.File{Path: l.DiffID.Hex(), Mode: 0o444, Descriptor: l.Object})
 		}
