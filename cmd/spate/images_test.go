@@ -196,6 +196,7 @@ func (s *site) push(name string, layers ...map[string][]byte) string {
 	layers[0]["bin/busybox"] = containerdtest.BusyBox(s.t)
 	config := ocispec.Image{
 		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
+		Config:   ocispec.ImageConfig{Entrypoint: []string{"/bin/busybox"}},
 		RootFS:   ocispec.RootFS{Type: "layers"},
 	}
 	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
@@ -269,6 +270,13 @@ func TestImages(t *testing.T) {
 			t.Errorf("a layer is not lazy: %+v", l)
 		}
 	}
+	program := int64(len(containerdtest.BusyBox(t)))
+	c.Until("the image's program comes before it runs", func() error {
+		if here := n.status().Artifacts[0].Present; here < program {
+			return fmt.Errorf("%d bytes are here", here)
+		}
+		return nil
+	})
 	if out := c.Run(ref, "hello", "/bin/busybox", "cat", "/etc/greeting"); out != "two\n" {
 		t.Errorf("a container reads %q", out)
 	}

@@ -71,6 +71,14 @@ func readLayers(ctx context.Context, fetcher content.Fetcher, manifest []byte) (
 	if !isImage(m) {
 		return modelLayers(m)
 	}
+	text, err := fetchConfig(ctx, fetcher, m)
+	if err != nil {
+		return nil, err
+	}
+	return imageLayers(m, text)
+}
+
+func fetchConfig(ctx context.Context, fetcher content.Fetcher, m *ocispec.Manifest) ([]byte, error) {
 	if m.Config.Size < 0 || m.Config.Size > MaxConfig {
 		return nil, fmt.Errorf("its config has %d bytes, more than %d", m.Config.Size, MaxConfig)
 	}
@@ -78,7 +86,7 @@ func readLayers(ctx context.Context, fetcher content.Fetcher, manifest []byte) (
 	if err != nil {
 		return nil, fmt.Errorf("its config: %w", err)
 	}
-	return imageLayers(m, text)
+	return text, nil
 }
 
 // Is reports whether a manifest is that of a container image, whatever else may be wrong with it.

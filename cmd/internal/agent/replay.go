@@ -76,9 +76,9 @@ func (a *Agent) Recording(ctx context.Context, reference string) (*Recording, er
 	return r, nil
 }
 
-// replay finds the trace of an admitted artifact and has the mesh bring what it
-// names that is absent before readers come there, until art is closed. Whatever
-// fails costs readers their time and no more.
+// replay finds the trace of an admitted artifact, or where an image has none its
+// program, and has the mesh bring what that names and is absent before readers
+// come there, until art is closed. Whatever fails costs readers their time and no more.
 func (a *Agent) replay(ctx context.Context, art *artifact, admission *Admission) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -90,13 +90,17 @@ func (a *Agent) replay(ctx context.Context, art *artifact, admission *Admission)
 	case err != nil:
 		a.log.Warn("look for a trace", "reference", art.reference, "err", err)
 		return
-	case trace == nil:
-		return
 	}
-	a.log.Info("replay a trace", "reference", art.reference, "workload", trace.Workload, "reads", len(trace.Reads), "bytes", trace.Reads.Bytes())
+	var reads prefetch.Plan
+	if trace != nil {
+		reads = trace.Reads
+		a.log.Info("replay a trace", "reference", art.reference, "workload", trace.Workload, "reads", len(reads), "bytes", reads.Bytes())
+	} else if reads, err = a.program(ctx, admission); err != nil {
+		a.log.Info("nothing is known of what a container reads first", "reference", art.reference, "err", err)
+	}
 	r := replay{agent: a, art: art}
-	if err := r.run(ctx, trace.Reads); err != nil && ctx.Err() == nil {
-		a.log.Warn("a trace is not replayed to its end", "reference", art.reference, "err", err)
+	if err := r.run(ctx, reads); err != nil && ctx.Err() == nil {
+		a.log.Warn("what is read first is not fetched to its end", "reference", art.reference, "err", err)
 	}
 }
 
