@@ -69,6 +69,7 @@ func (a *app) registryCommand() *cobra.Command {
 		listen listenFlags
 		limits linkFlags
 		images indexFlags
+		follow upstreamFlags
 		data   string
 	)
 	cmd := &cobra.Command{
@@ -86,12 +87,23 @@ tracker keeps nothing: agents tell it again.
 password comes from COSIGN_PASSWORD or the terminal. An agent reads such an image
 lazily when a --key of it has signed the image, and another is this one's public
 half. Models are left alone: ` + "`spate push`" + ` indexes them. What is compressed is
-stored a second time, expanded.`,
+stored a second time, expanded.
+
+--upstream follows another registry: manifests, blobs, signatures and other
+referrers that a repository lacks are taken from there once, checked, and kept.
+While the upstream fails, what is here is served: a digest always, a tag for
+--upstream-stale. What was pushed here comes before what the upstream has. The
+logins of docker and podman are used.`,
 		Example: `  spate registry --data /var/lib/spate-registry
   spate registry --index-key registry.key
+  spate registry --upstream hub/=https://registry-1.docker.io
   spate registry --listen 0.0.0.0:5000 --tls-cert tls.crt --tls-key tls.key`,
 		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			upstreams, err := follow.upstreams()
+			if err != nil {
+				return err
+			}
 			ln, err := listen.open()
 			if err != nil {
 				return err
@@ -102,7 +114,8 @@ stored a second time, expanded.`,
 			if err != nil {
 				return err
 			}
-			reg, err := registry.Open(data, registry.Options{Logger: log, Pushed: index.Pushed})
+			reg, err := registry.Open(data, registry.Options{Logger: log, Pushed: index.Pushed,
+				Upstreams: upstreams, UpstreamFresh: follow.fresh, UpstreamStale: follow.stale})
 			if err != nil {
 				return err
 			}
@@ -142,6 +155,7 @@ stored a second time, expanded.`,
 	listen.register(f, "127.0.0.1:5000")
 	limits.register(f)
 	images.register(f)
+	follow.register(f)
 	f.StringVar(&data, "data", "/var/lib/spate-registry", "`directory` of the store")
 	return cmd
 }

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"net/http"
 	"time"
 
@@ -11,6 +12,9 @@ import (
 // Range, If-Range and If-None-Match, and reaches sendfile since it gets the file itself.
 func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, rt route) error {
 	f, err := r.store.OpenBlob(rt.name, rt.digest)
+	if errors.Is(err, ErrBlobUnknown) {
+		return r.follower.serveBlob(w, req, rt, err)
+	}
 	if err != nil {
 		return err
 	}

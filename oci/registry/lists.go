@@ -53,6 +53,9 @@ func (r *Registry) getTags(w http.ResponseWriter, req *http.Request, rt route) e
 // their digests, by pages where they are many (end-12). What they say of
 // themselves is read from the manifests, so the list cannot contradict them.
 func (r *Registry) getReferrers(w http.ResponseWriter, req *http.Request, rt route) error {
+	if err := r.follower.referrers(req.Context(), rt); err != nil {
+		return err
+	}
 	q := req.URL.Query()
 	artifactType, last := q.Get("artifactType"), digest.Digest(q.Get("last"))
 	found, err := r.store.Referrers(rt.name, rt.digest)

@@ -33,7 +33,11 @@ func TestMain(m *testing.M) {
 // serveChild is the process that the crash tests kill: a registry on dir that
 // prints its address and lives until its standard input ends.
 func serveChild(dir string) {
-	reg, err := Open(dir, Options{})
+	var opts Options
+	if host := os.Getenv("REGISTRY_TEST_UPSTREAM"); host != "" {
+		opts.Upstreams = upstreamAt(host)
+	}
+	reg, err := Open(dir, opts)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

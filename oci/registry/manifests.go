@@ -14,6 +14,9 @@ import (
 
 // getManifest serves a manifest by tag or digest (end-3).
 func (r *Registry) getManifest(w http.ResponseWriter, req *http.Request, rt route) error {
+	if err := r.follower.manifest(req.Context(), rt); err != nil {
+		return err
+	}
 	d := rt.digest
 	if rt.tag != "" {
 		var err error

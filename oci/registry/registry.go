@@ -42,6 +42,15 @@ type Options struct {
 	// repository, before the client gets its answer. It must not block. It is
 	// called by several goroutines at once.
 	Pushed func(repo string, m *Manifest)
+
+	// Upstreams are the registries that this one follows; the longest prefix of a
+	// repository's name counts. What is pushed here comes first.
+	Upstreams []Upstream
+
+	// UpstreamFresh is how long an upstream's word on a tag counts without asking
+	// again; 0 asks each time. UpstreamStale is how long it counts while the
+	// upstream fails.
+	UpstreamFresh, UpstreamStale time.Duration
 }
 
 // sweepInterval is how often Run tidies up.
@@ -54,6 +63,8 @@ type Registry struct {
 	store *Store
 	opts  Options
 	log   *slog.Logger
+
+	follower *follower
 }
 
 // Open opens the store in dir, which it creates where it is missing, and
@@ -76,7 +87,7 @@ func Open(dir string, opts Options) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Registry{store: store, opts: opts, log: opts.Logger}, nil
+	return &Registry{store: store, opts: opts, log: opts.Logger, follower: newFollower(store, opts)}, nil
 }
 
 // Store returns what the registry serves, for whatever reads blobs in the same process.
@@ -102,7 +113,10 @@ func (r *Registry) Run(ctx context.Context) error {
 
 // Close lets another process open the store. Unfinished uploads stay and can be
 // resumed. The caller first ends the requests that are being served.
-func (r *Registry) Close() error { return r.store.Close() }
+func (r *Registry) Close() error {
+	r.follower.close()
+	return r.store.Close()
+}
 
 // ServeHTTP answers one request and logs its outcome.
 func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {

@@ -66,6 +66,11 @@ func (s *Store) putManifest(repo string, m *Manifest, tags []string) error {
 	if err := s.complete(repo, m); err != nil {
 		return err
 	}
+	return s.record(repo, m, tags...)
+}
+
+// record takes the steps of PutManifest.
+func (s *Store) record(repo string, m *Manifest, tags ...string) error {
 	d := m.Descriptor.Digest
 	if m.Subject != "" {
 		if err := s.write(referrerPath(repo, m.Subject, d), nil); err != nil {

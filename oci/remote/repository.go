@@ -18,6 +18,12 @@ func (r *Repository) Resolve(ctx context.Context, reference string) (ocispec.Des
 	return desc, r.explain("resolve", reference, err)
 }
 
+// ResolveBlob returns the descriptor of the blob d.
+func (r *Repository) ResolveBlob(ctx context.Context, d digest.Digest) (ocispec.Descriptor, error) {
+	desc, err := r.Repository.Blobs().Resolve(ctx, d.String())
+	return desc, r.explain("look for", d.String(), err)
+}
+
 // Fetch opens a whole manifest or blob. The reader does not reach io.EOF unless
 // the bytes have target's size and digest: it fails with io.ErrUnexpectedEOF
 // when the registry sent too few and with a *piece.WrongBytesError when it sent
