@@ -23,7 +23,7 @@ type upstreamFlags struct {
 
 func (u *upstreamFlags) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&u.follow, "upstream", nil, "follow a registry: take what repositories below a prefix lack from it, and keep it, as `PREFIX=URL`; an empty prefix is all of them; repeatable")
-	f.DurationVar(&u.fresh, "upstream-fresh", time.Minute, "how long an upstream's word on a tag counts without asking again")
+	f.DurationVar(&u.fresh, "upstream-fresh", time.Minute, "how long an upstream's word on a tag, or on a manifest's signatures and other referrers, counts without asking again")
 	f.DurationVar(&u.stale, "upstream-stale", 24*time.Hour, "how long an upstream's word on a tag counts while the upstream fails")
 	u.remotes.register(f)
 }

@@ -47,9 +47,9 @@ type Options struct {
 	// repository's name counts. What is pushed here comes first.
 	Upstreams []Upstream
 
-	// UpstreamFresh is how long an upstream's word on a tag counts without asking
-	// again; 0 asks each time. UpstreamStale is how long it counts while the
-	// upstream fails.
+	// UpstreamFresh is how long an upstream's word on a tag, or on what refers to a
+	// manifest, counts without asking again; 0 asks each time. UpstreamStale is how
+	// long that on a tag counts while the upstream fails.
 	UpstreamFresh, UpstreamStale time.Duration
 }
 

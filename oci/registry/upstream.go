@@ -38,18 +38,64 @@ type UpstreamRepository interface {
 	Range(ctx context.Context, blob ocispec.Descriptor, off, n int64) (io.ReadCloser, error)
 }
 
-// upstreamTimeout bounds what a client waits for manifests and lists of an upstream.
-const upstreamTimeout = 30 * time.Second
+const (
+	upstreamTimeout = 30 * time.Second // what a client waits for manifests and lists of an upstream, at most
+	upstreamHurry   = 5 * time.Second  // the same where there is an answer here already
+	upstreamRest    = 30 * time.Second // how long one that failed is not asked for what there is an answer to here
+	upstreamFills   = 8                // blobs taken from upstreams at once; more wait for their turn
+	upstreamLists   = 4096             // lists of referrers of which it is known when they were asked for
+)
 
-// upstreamFills is how many blobs are taken from upstreams at once; more wait for their turn.
-const upstreamFills = 8
+// A source is an upstream and how it did lately.
+type source struct {
+	Upstream
+
+	mu     sync.Mutex
+	failed time.Time            // zero while it answers
+	lists  map[string]time.Time // when referrers were asked for, by repository and digest
+}
+
+// did notes how an upstream answered, and returns err.
+func (s *source) did(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err == nil || errors.Is(err, errdef.ErrNotFound):
+		s.failed = time.Time{}
+	case !errors.Is(err, context.Canceled):
+		s.failed = time.Now()
+	}
+	return err
+}
+
+func (s *source) rests() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Since(s.failed) < upstreamRest
+}
+
+// listed returns when referrers were asked for; zero is never, as far as it is known.
+func (s *source) listed(key string) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lists[key]
+}
+
+func (s *source) list(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.lists) >= upstreamLists {
+		clear(s.lists)
+	}
+	s.lists[key] = time.Now()
+}
 
 // A follower brings what is missing here. What it does outlives the request
 // that asked for it and ends with close. A nil follower follows nothing.
 type follower struct {
 	store     *Store
 	opts      Options
-	upstreams []Upstream // the longest prefix first
+	upstreams []*source // the longest prefix first
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -65,9 +111,11 @@ func newFollower(store *Store, opts Options) *follower {
 	if len(opts.Upstreams) == 0 {
 		return nil
 	}
-	f := &follower{store: store, opts: opts, upstreams: slices.Clone(opts.Upstreams),
-		slots: make(chan struct{}, upstreamFills), fills: map[string]*blobFill{}}
-	slices.SortStableFunc(f.upstreams, func(a, b Upstream) int { return len(b.Prefix) - len(a.Prefix) })
+	f := &follower{store: store, opts: opts, slots: make(chan struct{}, upstreamFills), fills: map[string]*blobFill{}}
+	for _, u := range opts.Upstreams {
+		f.upstreams = append(f.upstreams, &source{Upstream: u, lists: map[string]time.Time{}})
+	}
+	slices.SortStableFunc(f.upstreams, func(a, b *source) int { return len(b.Prefix) - len(a.Prefix) })
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -82,25 +130,26 @@ func (f *follower) close() {
 }
 
 // repository returns where repo is followed, nil when it is not.
-func (f *follower) repository(repo string) (UpstreamRepository, error) {
+func (f *follower) repository(repo string) (UpstreamRepository, *source, error) {
 	if f == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	for _, u := range f.upstreams {
 		if name, ok := strings.CutPrefix(repo, u.Prefix); ok && name != "" {
-			return u.Open(name)
+			from, err := u.Open(name)
+			return from, u, err
 		}
 	}
-	return nil, nil
+	return nil, nil, nil
 }
 
 // do runs fn once for all that ask for the same key meanwhile, and waits for it
 // as long as ctx. What the upstream lacks is no error: the store then answers.
-func (f *follower) do(ctx context.Context, key string, fn func(context.Context) error) error {
+func (f *follower) do(ctx context.Context, key string, timeout time.Duration, fn func(context.Context) error) error {
 	done := make(chan error, 1)
 	f.busy.Go(func() {
 		_, err, _ := f.once.Do(key, func() (any, error) {
-			ctx, cancel := context.WithTimeout(f.ctx, upstreamTimeout)
+			ctx, cancel := context.WithTimeout(f.ctx, timeout)
 			defer cancel()
 			return nil, fn(ctx)
 		})
@@ -124,25 +173,25 @@ func upstreamFailed(err error) error {
 // manifest sees to it that the manifest rt names is here, if the upstream has
 // it. A digest that is here needs no upstream.
 func (f *follower) manifest(ctx context.Context, rt route) error {
-	from, err := f.repository(rt.name)
+	from, u, err := f.repository(rt.name)
 	if from == nil {
 		return err
 	}
 	if rt.tag != "" {
-		return f.do(ctx, rt.name+":"+rt.tag, func(ctx context.Context) error { return f.tag(ctx, from, rt.name, rt.tag) })
+		return f.tag(ctx, from, u, rt.name, rt.tag)
 	}
 	if f.store.holds(rt.name, rt.digest) == nil {
 		return nil
 	}
-	return f.do(ctx, rt.name+"@"+rt.digest.String(), func(ctx context.Context) error {
-		return f.admit(ctx, from, rt.name, rt.digest)
+	return f.do(ctx, rt.name+"@"+rt.digest.String(), upstreamTimeout, func(ctx context.Context) error {
+		return u.did(f.admit(ctx, from, rt.name, rt.digest))
 	})
 }
 
 // tag asks the upstream what a tag names, when that was not asked within
 // UpstreamFresh. While the upstream fails, what it said last counts for
 // UpstreamStale. A tag that was pushed here is not the upstream's and stays.
-func (f *follower) tag(ctx context.Context, from UpstreamRepository, repo, tag string) error {
+func (f *follower) tag(ctx context.Context, from UpstreamRepository, u *source, repo, tag string) error {
 	here, err := f.store.Resolve(repo, tag)
 	if err != nil && !errors.Is(err, ErrManifestUnknown) {
 		return err
@@ -151,20 +200,31 @@ func (f *follower) tag(ctx context.Context, from UpstreamRepository, repo, tag s
 	if here != "" && (here != followed || age < f.opts.UpstreamFresh) {
 		return nil
 	}
-	desc, err := from.Resolve(ctx, tag)
-	switch {
-	case errors.Is(err, errdef.ErrNotFound) && here != "":
-		return f.store.DeleteTag(repo, tag)
-	case err != nil && here != "" && age < f.opts.UpstreamStale:
+	counts, timeout := here != "" && age < f.opts.UpstreamStale, upstreamTimeout
+	if counts {
+		if u.rests() {
+			return nil
+		}
+		timeout = upstreamHurry
+	}
+	err = f.do(ctx, repo+":"+tag, timeout, func(ctx context.Context) error {
+		desc, err := from.Resolve(ctx, tag)
+		if u.did(err); errors.Is(err, errdef.ErrNotFound) && here != "" {
+			return f.store.DeleteTag(repo, tag)
+		}
+		if err != nil {
+			return err
+		}
+		if err := u.did(f.admit(ctx, from, repo, desc.Digest)); err != nil {
+			return err
+		}
+		return f.store.follow(repo, tag, desc.Digest)
+	})
+	if err != nil && counts && ctx.Err() == nil {
 		f.opts.Logger.Warn("the upstream registry fails; the tag is served as it was", "repository", repo, "tag", tag, "age", age, "error", err)
 		return nil
-	case err != nil:
-		return err
 	}
-	if err := f.admit(ctx, from, repo, desc.Digest); err != nil {
-		return err
-	}
-	return f.store.follow(repo, tag, desc.Digest)
+	return err
 }
 
 // admit takes the manifest d, unless it is here.
@@ -195,24 +255,37 @@ func (f *follower) admit(ctx context.Context, from UpstreamRepository, repo stri
 }
 
 // referrers brings the upstream's referrers of rt's digest beside those that
-// are here. While the upstream fails, the ones here are all there are.
+// are here, unless it was asked for them within UpstreamFresh. While the upstream
+// fails, the ones here are all there are.
 func (f *follower) referrers(ctx context.Context, rt route) error {
-	from, err := f.repository(rt.name)
+	from, u, err := f.repository(rt.name)
 	if from == nil {
 		return err
 	}
-	err = f.do(ctx, rt.name+"<"+rt.digest.String(), func(ctx context.Context) error {
+	key := rt.name + "<" + rt.digest.String()
+	asked, timeout := u.listed(key), upstreamTimeout
+	if u.rests() || time.Since(asked) < f.opts.UpstreamFresh {
+		return nil
+	}
+	if !asked.IsZero() {
+		timeout = upstreamHurry
+	}
+	err = f.do(ctx, key, timeout, func(ctx context.Context) error {
 		subject := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: rt.digest}
-		return from.Referrers(ctx, subject, "", func(page []ocispec.Descriptor) error {
+		err := u.did(from.Referrers(ctx, subject, "", func(page []ocispec.Descriptor) error {
 			for _, d := range page {
 				if err := f.admit(ctx, from, rt.name, d.Digest); err != nil {
 					return err
 				}
 			}
 			return nil
-		})
+		}))
+		if err == nil {
+			u.list(key)
+		}
+		return err
 	})
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		f.opts.Logger.Warn("the upstream registry fails; the referrers here are served alone", "repository", rt.name, "digest", rt.digest, "error", err)
 	}
 	return nil

@@ -37,14 +37,14 @@ type blobFill struct {
 // serveBlob answers from a blob that is on its way here, or with missing when no
 // upstream has it. The last byte waits for the digest: a client of wrong bytes sees a broken answer.
 func (f *follower) serveBlob(w http.ResponseWriter, req *http.Request, rt route, missing error) error {
-	from, err := f.repository(rt.name)
+	from, _, err := f.repository(rt.name)
 	if err != nil {
 		return err
 	}
 	if from == nil {
 		return missing
 	}
-	if err := f.do(req.Context(), rt.name+"/"+rt.digest.String(), func(ctx context.Context) error {
+	if err := f.do(req.Context(), rt.name+"/"+rt.digest.String(), upstreamTimeout, func(ctx context.Context) error {
 		return f.begin(ctx, from, rt.name, rt.digest)
 	}); err != nil {
 		return err

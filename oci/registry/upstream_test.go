@@ -25,6 +25,7 @@ type home struct {
 	*client
 	host   string
 	reg    *Registry
+	asked  atomic.Int64 // requests
 	mu     sync.Mutex
 	blobs  map[string]int // GETs of blobs by path
 	change func(w http.ResponseWriter, r *http.Request) http.ResponseWriter
@@ -39,6 +40,7 @@ func newHome(t *testing.T) *home {
 	}
 	h := &home{reg: reg, blobs: map[string]int{}}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.asked.Add(1)
 		if h.down.Load() {
 			panic(http.ErrAbortHandler)
 		}
@@ -157,6 +159,37 @@ func TestFollowTag(t *testing.T) {
 	if got := digest.FromBytes(c.want(200, "GET", "/v2/hub/team/app/manifests/v1", nil).body); got != own {
 		t.Fatalf("the tag names %s, not %s, which was pushed here", got, own)
 	}
+}
+
+// TestFollowRests leaves an upstream alone that failed, and one that was just
+// asked, where there is an answer here; for what is missing it is asked.
+func TestFollowRests(t *testing.T) {
+	h := newHome(t)
+	d := h.pushImage(noise(1, 100))
+	c, reg, _ := serve(t, t.TempDir(), h.follow())
+	read := func(want int64) {
+		t.Helper()
+		before := h.asked.Load()
+		c.want(200, "GET", "/v2/hub/team/app/manifests/v1", nil)
+		c.want(200, "GET", "/v2/hub/team/app/referrers/"+d.String(), nil)
+		if got := h.asked.Load() - before; want >= 0 && got != want {
+			t.Errorf("%d requests to the upstream, want %d", got, want)
+		}
+	}
+	read(-1)
+	h.down.Store(true)
+	read(-1) // it fails, which is noted
+	read(0)
+	before := h.asked.Load()
+	c.want(502, "GET", "/v2/hub/team/app/manifests/v2", nil)
+	if h.asked.Load() == before {
+		t.Error("the upstream was not asked for what is not here")
+	}
+	h.down.Store(false)
+	c.want(404, "GET", "/v2/hub/team/app/manifests/v2", nil) // it answers, which is noted too
+	read(2)
+	reg.follower.opts.UpstreamFresh = time.Hour
+	read(0)
 }
 
 // TestFollowOnce lets many ask for ranges of one blob that is not here.
