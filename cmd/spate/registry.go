@@ -70,6 +70,7 @@ func (a *app) registryCommand() *cobra.Command {
 		limits linkFlags
 		images indexFlags
 		follow upstreamFlags
+		gc     gcFlags
 		data   string
 	)
 	cmd := &cobra.Command{
@@ -93,14 +94,24 @@ stored a second time, expanded.
 referrers that a repository lacks are taken from there once, checked, and kept.
 While the upstream fails, what is here is served: a digest always, a tag for
 --upstream-stale. What was pushed here comes before what the upstream has. The
-logins of docker and podman are used.`,
+logins of docker and podman are used.
+
+What nothing leads to any more is removed every hour, see spate registry gc:
+blobs that no manifest has, and what refers to a manifest that is gone. Manifests
+that lost their tag are kept, or for as long as --gc-untagged says; tags too,
+unless a --retain takes them away.`,
 		Example: `  spate registry --data /var/lib/spate-registry
   spate registry --index-key registry.key
   spate registry --upstream hub/=https://registry-1.docker.io
+  spate registry --gc-untagged 168h --retain 'team/*:pr-* keep=10 age=720h'
   spate registry --listen 0.0.0.0:5000 --tls-cert tls.crt --tls-key tls.key`,
 		Args: a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			upstreams, err := follow.upstreams()
+			if err != nil {
+				return err
+			}
+			retention, err := gc.retention()
 			if err != nil {
 				return err
 			}
@@ -115,7 +126,7 @@ logins of docker and podman are used.`,
 				return err
 			}
 			reg, err := registry.Open(data, registry.Options{Logger: log, Pushed: index.Pushed,
-				Upstreams: upstreams, UpstreamFresh: follow.fresh, UpstreamStale: follow.stale})
+				Upstreams: upstreams, UpstreamFresh: follow.fresh, UpstreamStale: follow.stale, Retention: retention})
 			if err != nil {
 				return err
 			}
@@ -135,6 +146,7 @@ logins of docker and podman are used.`,
 			mux.Handle(orders.OrdersPath, desk)
 			mux.Handle(orders.OrdersPath+"/", desk)
 			mux.Handle(orders.AgentsPath, desk)
+			mux.HandleFunc("POST "+collectPath, serveCollect(reg))
 			mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 			mux.HandleFunc("GET /spate/v1/registry", func(w http.ResponseWriter, _ *http.Request) {
 				json.NewEncoder(w).Encode(map[string]int64{"sentBytes": l.Sent(), "receivedBytes": l.Received()})
@@ -156,6 +168,8 @@ logins of docker and podman are used.`,
 	limits.register(f)
 	images.register(f)
 	follow.register(f)
+	gc.register(f)
 	f.StringVar(&data, "data", "/var/lib/spate-registry", "`directory` of the store")
+	cmd.AddCommand(a.registryCollectCommand())
 	return cmd
 }

@@ -19,6 +19,9 @@ func (r *Registry) getBlob(w http.ResponseWriter, req *http.Request, rt route) e
 		return err
 	}
 	defer f.Close()
+	if req.Method == http.MethodHead {
+		r.store.lookedFor(rt.name, rt.digest, f, r.opts.Retention.Grace)
+	}
 	identify(w, rt.digest, "application/octet-stream")
 	http.ServeContent(w, req, "", time.Time{}, f)
 	return nil

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -59,8 +60,16 @@ func serveChild(dir string) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	var h http.Handler = reg
+	if os.Getenv("REGISTRY_TEST_COLLECT") != "" {
+		h = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if _, err := reg.Store().Collect(context.Background(), collectTestRetention, false); err != nil {
+				w.WriteHeader(500)
+			}
+		})
+	}
 	fmt.Println(l.Addr())
-	go http.Serve(l, reg)
+	go http.Serve(l, h)
 	io.Copy(io.Discard, os.Stdin)
 }
 

@@ -51,6 +51,10 @@ type Options struct {
 	// manifest, counts without asking again; 0 asks each time. UpstreamStale is how
 	// long that on a tag counts while the upstream fails.
 	UpstreamFresh, UpstreamStale time.Duration
+
+	// Retention is what collections keep. Default: for 24 hours what was just
+	// pushed, manifests without a tag for ever, and every tag.
+	Retention Retention
 }
 
 // sweepInterval is how often Run tidies up.
@@ -83,6 +87,9 @@ func Open(dir string, opts Options) (*Registry, error) {
 	if opts.UploadSilence == 0 {
 		opts.UploadSilence = time.Minute
 	}
+	if opts.Retention.Grace == 0 {
+		opts.Retention.Grace = 24 * time.Hour
+	}
 	store, err := OpenStore(dir, opts.Logger)
 	if err != nil {
 		return nil, err
@@ -93,15 +100,15 @@ func Open(dir string, opts Options) (*Registry, error) {
 // Store returns what the registry serves, for whatever reads blobs in the same process.
 func (r *Registry) Store() *Store { return r.store }
 
-// Run removes expired uploads and blobs that no repository holds any more, at
-// once and then every hour, until ctx is done; it then returns nil. The
-// registry serves without it, but reclaims no space.
+// Run removes expired uploads and collects garbage, at once and then every hour,
+// until ctx is done; it then returns nil. The registry serves without it, but
+// reclaims no space.
 func (r *Registry) Run(ctx context.Context) error {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
-		if err := r.store.Sweep(time.Now().Add(-r.opts.UploadExpiry)); err != nil {
-			r.log.Error("sweep the registry's store", "error", err)
+		if _, err := r.Collect(ctx, false); err != nil && ctx.Err() == nil {
+			r.log.Error("tidy up the registry's store", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -109,6 +116,23 @@ func (r *Registry) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// Collect does once what Run does, or in a dry run only says what of the
+// repositories it would remove: see Store.Collect.
+func (r *Registry) Collect(ctx context.Context, dryRun bool) (Collected, error) {
+	var swept error
+	if !dryRun {
+		swept = r.store.Sweep(r.store.now().Add(-r.opts.UploadExpiry))
+	}
+	c, err := r.store.Collect(ctx, r.opts.Retention, dryRun)
+	if c.Tags+c.Manifests+c.Blobs > 0 && !dryRun {
+		r.log.Info("collected garbage", "tags", c.Tags, "manifests", c.Manifests, "blobs", c.Blobs, "bytes", c.Bytes)
+	}
+	for _, repo := range c.Left {
+		r.log.Warn("a manifest is damaged, so the blobs of its repository are not collected; push it again or delete it", "repository", repo)
+	}
+	return c, errors.Join(swept, err)
 }
 
 // Close lets another process open the store. Unfinished uploads stay and can be

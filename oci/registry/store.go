@@ -45,6 +45,10 @@ type Store struct {
 	dirs  sync.Mutex // held while a directory is made
 	names sync.Mutex // held while manifests, tags and referrers change
 
+	marking    *marking // of the repository that is being collected; nil when none is; guarded by names
+	collecting sync.Mutex
+	opened     time.Time
+
 	uploadsMu sync.Mutex
 	uploads   map[string]*Upload // those that this process has touched
 	buffers   sync.Pool
@@ -63,7 +67,7 @@ func OpenStore(dir string, log *slog.Logger) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open registry store %s: %w", dir, err)
 	}
-	s := &Store{root: root, log: log, uploads: map[string]*Upload{}, checkpointBytes: 64 << 20}
+	s := &Store{root: root, log: log, uploads: map[string]*Upload{}, checkpointBytes: 64 << 20, opened: time.Now()}
 	s.buffers.New = func() any { return new([bufferSize]byte) }
 	defer func() {
 		if err != nil {

@@ -53,6 +53,9 @@ func (s *Store) MountBlob(repo, from string, d digest.Digest) error {
 	name := blobPath(repo, d)
 	err := s.mkdir(path.Dir(name))
 	if err == nil {
+		err = s.use(blobPath(from, d))
+	}
+	if err == nil {
 		err = s.link(blobPath(from, d), name)
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -102,6 +105,9 @@ func (s *Store) place(data, repo string, d digest.Digest, shared bool) error {
 		if err := s.mkdir(dir); err != nil {
 			return err
 		}
+	}
+	if err := s.use(data); err != nil {
+		return err
 	}
 	if err := s.rename(data, name); err != nil || shared {
 		return err

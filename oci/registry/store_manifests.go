@@ -69,7 +69,7 @@ func (s *Store) putManifest(repo string, m *Manifest, tags []string) error {
 	return s.record(repo, m, tags...)
 }
 
-// record takes the steps of PutManifest.
+// record takes the steps of PutManifest. The caller holds s.names.
 func (s *Store) record(repo string, m *Manifest, tags ...string) error {
 	d := m.Descriptor.Digest
 	if m.Subject != "" {
@@ -85,6 +85,7 @@ func (s *Store) record(repo string, m *Manifest, tags ...string) error {
 			return err
 		}
 	}
+	s.needed(repo, d)
 	return nil
 }
 
@@ -148,6 +149,11 @@ func (s *Store) deleteManifest(repo string, d digest.Digest) error {
 			return err
 		}
 	}
+	return s.removeManifest(repo, d)
+}
+
+// removeManifest removes a manifest that no tag names. The caller holds s.names.
+func (s *Store) removeManifest(repo string, d digest.Digest) error {
 	// A damaged manifest no longer tells its subject; the entry is passed over from now on.
 	m, _ := s.Manifest(repo, d)
 	if err := s.remove(manifestPath(repo, d)); err != nil {

@@ -325,6 +325,7 @@ func (s *Store) follow(repo, tag string, d digest.Digest) error {
 	if err != nil {
 		return fmt.Errorf("follow tag %s of %s: %w", tag, repo, err)
 	}
+	s.needed(repo, d)
 	return nil
 }
 
