@@ -52,6 +52,7 @@ func (b *boardFlags) shown() string {
 func (a *app) prefetchCommand() *cobra.Command {
 	var (
 		board    boardFlags
+		at       atFlags
 		req      orders.Request
 		deadline time.Duration
 		wait     bool
@@ -73,8 +74,13 @@ When the deadline passes the command ends with 4, and says what each node that i
 not ready has reached and which are gone. Where policies of nodes refuse a reference, so that
 too few are left, it ends with 3. When enough are ready it ends with 0, and the
 others go on until the deadline, or for a day without one. Interrupted, it leaves
-the order as it is.`,
+the order as it is.
+
+With --at the nodes are those of another cluster, whose registry gets what it
+lacks first: from its upstream if it follows one, else through this command, once,
+with signatures and all other referrers. Deadlines count from there on.`,
 		Example: `  spate prefetch 127.0.0.1:5000/qwen:v1 --pool gpu --ready 8 --deadline 60s
+  spate prefetch 127.0.0.1:5000/qwen:v1 --pool gpu --at https://registry.other:5000
   spate prefetch 127.0.0.1:5000/qwen:v1 --pool gpu --wait=false
   spate prefetch status 3f1c0a9be2d47785`,
 		Args: a.args(cobra.MinimumNArgs(1)),
@@ -84,8 +90,19 @@ the order as it is.`,
 			}
 			req.Deadline = deadline.Seconds()
 			ctx := cmd.Context()
+			clusters, done, err := at.clusters(board.remotes.options())
+			if err != nil {
+				return err
+			}
+			defer done()
+			if len(clusters) > 0 && board.registry != "" {
+				return usage(errors.New("--registry has no meaning with --at, which says whose orders they are"))
+			}
 			if err := board.pin(ctx, args, &req); err != nil {
 				return err
+			}
+			if len(clusters) > 0 {
+				return a.prefetchAt(ctx, clusters, args, req, wait, board.remotes.options())
 			}
 			c, done := board.client()
 			defer done()
@@ -108,6 +125,7 @@ the order as it is.`,
 	f := cmd.Flags()
 	board.register(f, "", "base `URL` of the registry that keeps the order; that of the first REF when empty")
 	board.remotes.register(f)
+	at.register(f)
 	f.StringVar(&req.Pool, "pool", "", "`name` of the pool: agents with --label pool=NAME; all agents when empty")
 	f.IntVar(&req.Ready, "ready", 0, "how `many` nodes have to hold everything; 0 is all of the pool that are connected now")
 	f.DurationVar(&deadline, "deadline", 0, "how long it may take; 0 is as long as it takes, a day at most")

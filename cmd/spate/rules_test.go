@@ -31,6 +31,7 @@ var rooms = map[string][]string{
 	"oci/registry":                {"oci"},
 	"oci/remote":                  {"oci"},
 	"oci/remote/remotetest":       {},
+	"oci/artifact":                {"oci"},
 	"oci/layer":                   {"oci"},
 	"oci/index":                   {"oci"},
 	"oci/image":                   {"oci", "oci/index", "oci/layer"},

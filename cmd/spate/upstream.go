@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"strings"
 	"time"
 
@@ -45,32 +44,18 @@ func (u *upstreamFlags) upstreams() ([]registry.Upstream, error) {
 	return list, nil
 }
 
-// parseUpstream reads PREFIX=URL, and how the host is spoken to. Its errors quote
-// nothing of the address: a password may be in it.
+// parseUpstream reads PREFIX=URL, and how the host is spoken to.
 func parseUpstream(s string, opts remote.Options) (prefix, host string, _ remote.Options, err error) {
 	prefix, address, ok := strings.Cut(s, "=")
 	if !ok {
 		return "", "", opts, errors.New("it has no =")
 	}
-	u, err := url.Parse(address)
-	switch {
-	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-		return "", "", opts, fmt.Errorf("what %q follows is not the URL of a registry", prefix)
-	case u.User != nil:
-		return "", "", opts, fmt.Errorf("a user and a password have no place in the URL that %q follows; log in with docker login instead", prefix)
-	case u.Path != "" && u.Path != "/" || u.RawQuery != "":
-		return "", "", opts, fmt.Errorf("the URL that %q follows has a path; it names a registry alone", prefix)
-	case prefix != "" && !strings.HasSuffix(prefix, "/"):
+	if prefix != "" && !strings.HasSuffix(prefix, "/") {
 		return "", "", opts, fmt.Errorf("the prefix %q does not end in /", prefix)
 	}
-	opts.TLS = u.Scheme == "https"
-	opts.PlainHTTP = opts.PlainHTTP && !opts.TLS
-	repo, err := remote.Open(u.Host+"/x", opts)
+	u, opts, err := parseRegistry(address, opts)
 	if err != nil {
-		return "", "", opts, fmt.Errorf("what %q follows is not the URL of a registry", prefix)
-	}
-	if repo.PlainHTTP == opts.TLS {
-		return "", "", opts, fmt.Errorf("%q follows a registry beyond loopback without TLS; add --plain-http on a network you trust", prefix)
+		return "", "", opts, fmt.Errorf("what %q follows: %w", prefix, err)
 	}
 	return prefix, u.Host, opts, nil
 }
