@@ -71,6 +71,7 @@ func (a *app) registryCommand() *cobra.Command {
 		images indexFlags
 		follow upstreamFlags
 		gc     gcFlags
+		doors  accessFlags
 		data   string
 	)
 	cmd := &cobra.Command{
@@ -96,6 +97,12 @@ While the upstream fails, what is here is served: a digest always, a tag for
 --upstream-stale. What was pushed here comes before what the upstream has. The
 logins of docker and podman are used.
 
+Whoever reaches the registry may pull, push and delete, unless --htpasswd names
+users: then each of them may, and nobody else. --access says more finely who may do
+what in which repositories. Logins are HTTP Basic, as docker login keeps them; both
+files are read again when they change. What introduces peers and takes orders,
+below /spate/, asks for no login.
+
 What nothing leads to any more is removed every hour, see spate registry gc:
 blobs that no manifest has, and what refers to a manifest that is gone. Manifests
 that lost their tag are kept, or for as long as --gc-untagged says; tags too,
@@ -103,6 +110,7 @@ unless a --retain takes them away.`,
 		Example: `  spate registry --data /var/lib/spate-registry
   spate registry --index-key registry.key
   spate registry --upstream hub/=https://registry-1.docker.io
+  spate registry --htpasswd users --access access.yaml --audit-log audit.jsonl
   spate registry --gc-untagged 168h --retain 'team/*:pr-* keep=10 age=720h'
   spate registry --listen 0.0.0.0:5000 --tls-cert tls.crt --tls-key tls.key`,
 		Args: a.args(cobra.NoArgs),
@@ -125,7 +133,16 @@ unless a --retain takes them away.`,
 			if err != nil {
 				return err
 			}
-			reg, err := registry.Open(data, registry.Options{Logger: log, Pushed: index.Pushed,
+			access, err := doors.access(log)
+			if err != nil {
+				return err
+			}
+			audit, done, err := doors.auditLog()
+			if err != nil {
+				return err
+			}
+			defer done()
+			reg, err := registry.Open(data, registry.Options{Logger: log, Pushed: index.Pushed, Access: access, Audit: audit,
 				Upstreams: upstreams, UpstreamFresh: follow.fresh, UpstreamStale: follow.stale, Retention: retention})
 			if err != nil {
 				return err
@@ -169,6 +186,7 @@ unless a --retain takes them away.`,
 	images.register(f)
 	follow.register(f)
 	gc.register(f)
+	doors.register(f)
 	f.StringVar(&data, "data", "/var/lib/spate-registry", "`directory` of the store")
 	cmd.AddCommand(a.registryCollectCommand())
 	return cmd

@@ -31,6 +31,7 @@ var rooms = map[string][]string{
 	"oci/registry":                {"oci"},
 	"oci/remote":                  {"oci"},
 	"oci/remote/remotetest":       {},
+	"oci/access":                  {"oci/registry"},
 	"oci/artifact":                {"oci"},
 	"oci/layer":                   {"oci"},
 	"oci/index":                   {"oci"},

@@ -56,6 +56,8 @@ const (
 	codeNameUnknown         = "NAME_UNKNOWN"
 	codeSizeInvalid         = "SIZE_INVALID"
 	codeUnsupported         = "UNSUPPORTED"
+	codeUnauthorized        = "UNAUTHORIZED"
+	codeDenied              = "DENIED"
 
 	// codeUnknown is what registries answer with a status of 500 and up, where the specification has no code.
 	codeUnknown = "UNKNOWN"
@@ -85,6 +87,10 @@ func answer(err error) (status int, code, message string) {
 	switch {
 	case errors.As(err, &f):
 		return f.status, f.code, err.Error()
+	case errors.Is(err, ErrUnauthorized):
+		return http.StatusUnauthorized, codeUnauthorized, err.Error()
+	case errors.Is(err, ErrDenied):
+		return http.StatusForbidden, codeDenied, err.Error()
 	case errors.Is(err, ErrNameUnknown):
 		return http.StatusNotFound, codeNameUnknown, err.Error()
 	case errors.Is(err, ErrBlobUnknown):

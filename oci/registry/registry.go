@@ -55,13 +55,20 @@ type Options struct {
 	// Retention is what collections keep. Default: for 24 hours what was just
 	// pushed, manifests without a tag for ever, and every tag.
 	Retention Retention
+
+	// Access decides who may do what below /v2/. Nil lets everybody do everything.
+	Access Access
+
+	// Audit, unless nil, gets a line for each manifest that is read, for what is
+	// pushed and deleted, and for what Access refuses: who, what, and the answer's status.
+	Audit *slog.Logger
 }
 
 // sweepInterval is how often Run tidies up.
 const sweepInterval = time.Hour
 
 // A Registry answers the paths below /v2/. It is an http.Handler, safe for
-// concurrent use. Who may do what is for the handler that wraps it to decide.
+// concurrent use.
 // Blobs take long: the http.Server has no ReadTimeout and no WriteTimeout.
 type Registry struct {
 	store *Store
@@ -147,10 +154,11 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	start := time.Now()
 	rec := &recorder{ResponseWriter: w, status: http.StatusOK}
 	rec.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
-	err := r.serve(rec, req)
+	rt, user, err := r.serve(rec, req)
 	if err != nil {
 		writeError(rec, err)
 	}
+	r.audit(req, rt, user, rec)
 
 	level := slog.LevelDebug
 	if rec.status >= http.StatusInternalServerError {
@@ -166,18 +174,25 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.log.LogAttrs(req.Context(), level, "registry request", attrs...)
 }
 
-func (r *Registry) serve(w http.ResponseWriter, req *http.Request) error {
-	rt, err := parseRoute(req.URL.Path)
+func (r *Registry) serve(w http.ResponseWriter, req *http.Request) (rt route, user string, err error) {
+	rt, err = parseRoute(req.URL.Path)
 	if err != nil {
-		return err
+		return rt, "", err
 	}
 	handlers := r.handlers(rt.kind)
 	handle, ok := handlers[req.Method]
 	if !ok {
 		w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(handlers)), ", "))
-		return fail(http.StatusMethodNotAllowed, codeUnsupported, errors.New(req.Method+" is not supported on this path"))
+		return rt, "", fail(http.StatusMethodNotAllowed, codeUnsupported, errors.New(req.Method+" is not supported on this path"))
 	}
-	return handle(w, req, rt)
+	user, err = r.allow(req, rt.name, actionOf(rt.kind, req.Method))
+	if errors.Is(err, ErrUnauthorized) {
+		w.Header().Set("WWW-Authenticate", `Basic realm="registry", charset="UTF-8"`)
+	}
+	if err != nil {
+		return rt, user, err
+	}
+	return rt, user, handle(w, req, rt)
 }
 
 // A handler answers one kind of request, or returns why it could not; it then

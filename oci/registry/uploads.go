@@ -19,7 +19,7 @@ import (
 func (r *Registry) postUpload(w http.ResponseWriter, req *http.Request, rt route) error {
 	q := req.URL.Query()
 	if from := q.Get("from"); from != "" && q.Has("mount") {
-		if done, err := r.mount(w, rt.name, from, q.Get("mount")); done || err != nil {
+		if done, err := r.mount(w, req, rt.name, from, q.Get("mount")); done || err != nil {
 			return err
 		}
 	}
@@ -50,7 +50,7 @@ func (r *Registry) postUpload(w http.ResponseWriter, req *http.Request, rt route
 // mount reports whether it answered. A blob that cannot be mounted is uploaded
 // instead, so the caller goes on; the specification's optional mount without
 // "from" is not offered, since knowing a digest is no right to its bytes.
-func (r *Registry) mount(w http.ResponseWriter, name, from, mount string) (done bool, err error) {
+func (r *Registry) mount(w http.ResponseWriter, req *http.Request, name, from, mount string) (done bool, err error) {
 	d, err := parseDigest(mount)
 	if err != nil {
 		return false, err
@@ -58,7 +58,11 @@ func (r *Registry) mount(w http.ResponseWriter, name, from, mount string) (done 
 	if from, err = parseName(from); err != nil {
 		return false, err
 	}
-	if err := r.store.MountBlob(name, from, d); err != nil {
+	_, err = r.allow(req, from, Pull)
+	if err == nil {
+		err = r.store.MountBlob(name, from, d)
+	}
+	if err != nil {
 		r.log.Debug("the client is asked to upload what it wanted to mount", "error", err)
 		return false, nil
 	}
