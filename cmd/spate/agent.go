@@ -161,7 +161,7 @@ quota by spate cache resize.`,
 			if opts.Tracer, err = traces.tracer(opts); err != nil {
 				return err
 			}
-			ln, err := listen.open()
+			ln, err := listen.open(opts.Logger)
 			if err != nil {
 				return err
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -22,13 +23,13 @@ type listenFlags struct {
 
 func (l *listenFlags) register(f *pflag.FlagSet, addr string) {
 	f.StringVar(&l.addr, "listen", addr, "`address` to listen on; beyond loopback it needs TLS or --insecure")
-	f.StringVar(&l.cert, "tls-cert", "", "PEM `file` with the server's certificate chain")
+	f.StringVar(&l.cert, "tls-cert", "", "PEM `file` with the server's certificate chain; read again when it is renewed")
 	f.StringVar(&l.key, "tls-key", "", "PEM `file` with the certificate's key")
 	f.BoolVar(&l.insecure, "insecure", false, "allow listening beyond loopback without TLS")
 }
 
 // open listens. The listener speaks TLS when there is a certificate.
-func (l *listenFlags) open() (net.Listener, error) {
+func (l *listenFlags) open(log *slog.Logger) (net.Listener, error) {
 	if (l.cert == "") != (l.key == "") {
 		return nil, usage(fmt.Errorf("--tls-cert and --tls-key go together"))
 	}
@@ -41,19 +42,20 @@ func (l *listenFlags) open() (net.Listener, error) {
 			usage(fmt.Errorf("--listen %s is open to the network, without TLS", l.addr)),
 			"give --tls-cert and --tls-key, or say --insecure when something else protects it")
 	}
+	var cert *certificate
+	if l.cert != "" {
+		if cert, err = openCertificate(l.cert, l.key, log); err != nil {
+			return nil, err
+		}
+	}
 	ln, err := net.Listen("tcp", l.addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	if l.cert == "" {
-		return ln, nil
+	if cert != nil {
+		ln = tls.NewListener(ln, &tls.Config{GetCertificate: cert.get, MinVersion: tls.VersionTLS12})
 	}
-	cert, err := tls.LoadX509KeyPair(l.cert, l.key)
-	if err != nil {
-		ln.Close()
-		return nil, fmt.Errorf("load the TLS certificate: %w", err)
-	}
-	return tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}), nil
+	return ln, nil
 }
 
 // linkFlags are a process's bandwidth limits.

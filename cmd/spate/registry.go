@@ -123,12 +123,12 @@ unless a --retain takes them away.`,
 			if err != nil {
 				return err
 			}
-			ln, err := listen.open()
+			log := a.logger()
+			ln, err := listen.open(log)
 			if err != nil {
 				return err
 			}
 			defer ln.Close()
-			log := a.logger()
 			index, err := images.indexer(log)
 			if err != nil {
 				return err
