@@ -167,14 +167,25 @@ func printOrder(v orders.View) func(io.Writer) error {
 		if len(v.Nodes) == 0 {
 			return nil
 		}
-		t := ui.NewTable("NODE", "STATE", "HERE", "OF", "RATE", "LEFT", "AT BEST", "WHY")
-		for _, n := range v.Nodes {
-			t.Row(n.Node, standing(n), reached(n), ui.Size(n.Total), speed(n.Rate), left(n.ETA), left(n.Bound), cmp.Or(n.Error, "-"))
+		if err := printNodes(v, w); err != nil || !v.IntoMemory {
+			return err
 		}
-		all := sum(v.Nodes)
-		t.Row("all", v.State, reached(orders.Node{Progress: all}), ui.Size(all.Total), speed(all.Rate), left(all.ETA), left(all.Bound), "-")
+		t := ui.NewTable("NODE", "IN MEMORY", "OF")
+		for _, n := range v.Nodes {
+			t.Row(n.Node, percent(n.Memory, n.Total), ui.Size(n.Total))
+		}
 		return t.Print(w)
 	}
+}
+
+func printNodes(v orders.View, w io.Writer) error {
+	t := ui.NewTable("NODE", "STATE", "HERE", "OF", "RATE", "LEFT", "AT BEST", "WHY")
+	for _, n := range v.Nodes {
+		t.Row(n.Node, standing(n), reached(n), ui.Size(n.Total), speed(n.Rate), left(n.ETA), left(n.Bound), cmp.Or(n.Error, "-"))
+	}
+	all := sum(v.Nodes)
+	t.Row("all", v.State, reached(orders.Node{Progress: all}), ui.Size(all.Total), speed(all.Rate), left(all.ETA), left(all.Bound), "-")
+	return t.Print(w)
 }
 
 // longest returns the longer of two forecasts, of which any may be unknown.

@@ -76,6 +76,10 @@ too few are left, it ends with 3. When enough are ready it ends with 0, and the
 others go on until the deadline, or for a day without one. Interrupted, it leaves
 the order as it is.
 
+With --into-memory a node that has every byte reads it into its page cache before
+it is ready: as much as its memory, and the limits of the agent's cgroup (v2), leave
+room for beside what is in use otherwise, less a tenth. What did not fit the result says.
+
 With --at the nodes are those of another cluster, whose registry gets what it
 lacks first: from its upstream if it follows one, else through this command, once,
 with signatures and all other referrers. Deadlines count from there on.`,
@@ -129,6 +133,7 @@ with signatures and all other referrers. Deadlines count from there on.`,
 	f.StringVar(&req.Pool, "pool", "", "`name` of the pool: agents with --label pool=NAME; all agents when empty")
 	f.IntVar(&req.Ready, "ready", 0, "how `many` nodes have to hold everything; 0 is all of the pool that are connected now")
 	f.DurationVar(&deadline, "deadline", 0, "how long it may take; 0 is as long as it takes, a day at most")
+	f.BoolVar(&req.IntoMemory, "into-memory", false, "read it into the nodes' page caches too, as far as there is room")
 	f.BoolVar(&wait, "wait", true, "wait; else print the order's id and end at once")
 	cmd.AddCommand(a.orderStatusCommand(), a.orderCancelCommand(), a.orderListCommand())
 	return cmd

@@ -120,7 +120,7 @@ func (b *Board) work(name string, n *node) Work {
 	for _, o := range b.orders {
 		enough := o.State == Done && o.progress[name].State == Ready
 		if o.offered(now) && isIn(o.Pool, n.labels) && !enough {
-			w.Tasks = append(w.Tasks, Task{Order: o.ID, Run: o.Run, References: o.References})
+			w.Tasks = append(w.Tasks, Task{Order: o.ID, Run: o.Run, References: o.References, IntoMemory: o.IntoMemory})
 		}
 	}
 	return w

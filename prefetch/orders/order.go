@@ -46,6 +46,9 @@ type Request struct {
 
 	// Deadline is when the order ends, in seconds after it is accepted; 0 is DefaultLife.
 	Deadline float64 `json:"deadlineSeconds,omitempty"`
+
+	// IntoMemory asks for the bytes to be in the page cache too, as far as there is room.
+	IntoMemory bool `json:"intoMemory,omitempty"`
 }
 
 // ID returns the name of the order that r makes: 16 hex digits, which follow from r alone.

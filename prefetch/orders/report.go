@@ -27,6 +27,10 @@ type Progress struct {
 	Total int64 `json:"totalBytes"` // 0 while it is not known
 	Rate  int64 `json:"rate"`       // bytes a second, lately
 
+	// Memory is how much was read into the page cache for an order that asks for
+	// that; less than Total when a node that is ready had no room for more.
+	Memory int64 `json:"memoryBytes,omitempty"`
+
 	ETA   float64 `json:"etaSeconds"`      // how long the rest takes as fast as it comes now; -1 is not known
 	Bound float64 `json:"boundSeconds"`    // and how long with the node's whole link for it alone; -1 is not known
 	Error string  `json:"error,omitempty"` // why it fails or refuses
@@ -54,6 +58,7 @@ type Task struct {
 	Order      string   `json:"order"`
 	Run        int      `json:"run"`
 	References []string `json:"references"`
+	IntoMemory bool     `json:"intoMemory,omitempty"`
 }
 
 // Limits of one report.
@@ -102,7 +107,7 @@ func (r *Report) check() error {
 			return fmt.Errorf("order %.40q is listed twice", p.Order)
 		}
 		seen[p.Order] = true
-		if p.Have < 0 || p.Total < p.Have || p.Rate < 0 || p.ETA < -1 || p.Bound < -1 {
+		if p.Have < 0 || p.Total < p.Have || p.Rate < 0 || p.Memory < 0 || p.Memory > p.Total || p.ETA < -1 || p.Bound < -1 {
 			return fmt.Errorf("order %.40q: its numbers are out of range", p.Order)
 		}
 		if p.State == Ready && p.Have != p.Total {

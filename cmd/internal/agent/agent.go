@@ -107,6 +107,7 @@ type Agent struct {
 	mounts    map[string]*mounted  // by directory
 
 	evicted chan struct{} // holds a token when the cache has evicted something
+	memory  *memory       // for prefetch orders
 }
 
 // New opens the cache and the control socket and returns an Agent, for Run to
@@ -138,6 +139,7 @@ func New(opts Options) (_ *Agent, err error) {
 		objects:   make(map[piece.Digest]int),
 		mounts:    make(map[string]*mounted),
 		evicted:   evicted,
+		memory:    newMemory(os.DirFS("/")),
 	}
 	a.hints = newHints(a)
 	a.transport.DialContext = opts.Link.Dial((&net.Dialer{}).DialContext)

@@ -89,6 +89,7 @@ func (p *fetching) try(ctx context.Context) error {
 		for _, art := range opened {
 			p.agent.release(art)
 		}
+		p.agent.memory.giveBack(p.key())
 	}()
 	for _, reference := range p.task.References {
 		admission, err := p.agent.admit(ctx, reference, online)
@@ -108,6 +109,7 @@ func (p *fetching) try(ctx context.Context) error {
 func (p *fetching) watch(ctx context.Context, artifacts []*artifact) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	populated := !p.task.IntoMemory
 	var seen []holding // of the last rateWindow and one before, oldest first
 	moved := time.Now()
 	for {
@@ -128,18 +130,55 @@ func (p *fetching) watch(ctx context.Context, artifacts []*artifact) error {
 			told.State, told.Error = orders.Fetching, ""
 			told.Have, told.Total, told.Rate, told.ETA, told.Bound = now.have, now.total, rate, left.ETA, left.Bound
 			switch {
-			case now.have == now.total:
+			case now.have == now.total && populated:
 				told.State, told.Rate = orders.Ready, 0
 			case now.at.Sub(moved) > silence:
 				told.State, told.Error = orders.Failing, fmt.Sprintf("no piece has come for %v; the log of the node's agent may say why", silence)
 			}
 		})
+		if now.have == now.total && !populated {
+			if err := p.populate(ctx, artifacts, now.total); err != nil {
+				return err
+			}
+			populated = true
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-ticker.C:
 		}
 	}
+}
+
+// key names the fetching among those of all registries.
+func (p *fetching) key() string { return fmt.Sprintf("%s/%d", p.task.Order, p.task.Run) }
+
+// populate reads what was fetched into the page cache, as much as there is room for.
+func (p *fetching) populate(ctx context.Context, artifacts []*artifact, total int64) error {
+	room, err := p.agent.memory.take(p.key(), total)
+	if err != nil {
+		return err
+	}
+	if room < total {
+		p.agent.log.Warn("not all of a prefetch order fits into memory", "order", p.task.Order, "bytes", total, "room", room)
+	}
+	p.tell(func(told *orders.Progress) { told.Memory = 0 })
+	counted := make(map[piece.Digest]bool)
+	for _, art := range artifacts {
+		for _, f := range art.files {
+			if d := f.object.Tree().Object().Digest; !counted[d] {
+				counted[d] = true
+				n, err := f.object.Populate(ctx, room)
+				if err != nil {
+					return err
+				}
+				room -= n
+				p.tell(func(told *orders.Progress) { told.Memory += n })
+			}
+		}
+	}
+	return nil
 }
 
 // A holding is what is here of some artifacts, in bytes.
