@@ -168,7 +168,7 @@ unless a --retain takes them away.`,
 			mux.HandleFunc("GET /spate/v1/registry", func(w http.ResponseWriter, _ *http.Request) {
 				json.NewEncoder(w).Encode(map[string]int64{"sentBytes": l.Sent(), "receivedBytes": l.Received()})
 			})
-			h := measured(mux, func() registryCounts { return countRegistry(log, reg, index, track, l) })
+			h := measured(mux, func() registryCounts { return countRegistry(log, reg, index, track, board, l) })
 			if err := a.announce(serving{ln.Addr().String(), data}, "registry"); err != nil {
 				return err
 			}

@@ -47,14 +47,18 @@ type registryCounts struct {
 	usage          registry.Usage
 	index          indexer.Stats
 	tracker        tracker.Stats
+	orders         orders.Stats
 }
 
-func countRegistry(log *slog.Logger, reg *registry.Registry, index *indexer.Indexer, track *tracker.Server, l *link.Link) registryCounts {
+func countRegistry(log *slog.Logger, reg *registry.Registry, index *indexer.Indexer, track *tracker.Server, board *orders.Board, l *link.Link) registryCounts {
 	usage, err := reg.Store().Usage()
 	if err != nil {
 		log.Warn("the registry's metrics lack its blobs", "err", err)
 	}
-	return registryCounts{sent: l.Sent(), received: l.Received(), usage: usage, index: index.Stats(), tracker: track.Stats()}
+	return registryCounts{
+		sent: l.Sent(), received: l.Received(), usage: usage,
+		index: index.Stats(), tracker: track.Stats(), orders: board.Stats(),
+	}
 }
 
 // measured returns mux with a registry's metrics, and counts the requests to it.
@@ -97,7 +101,25 @@ func registryFamilies() []telemetry.Family[registryCounts] {
 			func(c registryCounts) int { return c.tracker.Hints }),
 		telemetry.One("spate_tracker_memory_bytes", "What the tracker's state takes, about.",
 			func(c registryCounts) int64 { return c.tracker.Memory }),
+		telemetry.By("spate_prefetch_orders", "Prefetch orders that are kept, by their state.", "state",
+			func(c registryCounts) values { return floats(c.orders.Orders) }),
+		telemetry.By("spate_prefetch_nodes", "Nodes' parts in active prefetch orders, by how far they are.", "state",
+			func(c registryCounts) values { return floats(c.orders.Parts) }),
+		telemetry.One("spate_prefetch_connected_nodes", "Nodes that take prefetch orders.",
+			func(c registryCounts) int { return c.orders.Nodes }),
+		telemetry.By("spate_prefetch_bytes", "Bytes of active prefetch orders, of all nodes: verified ones here, and those that are to be.", "of",
+			func(c registryCounts) values {
+				return values{"here": float64(c.orders.Have), "all": float64(c.orders.Total)}
+			}),
 	}
+}
+
+func floats[K ~string](counts map[K]int) telemetry.Values {
+	v := telemetry.Values{}
+	for k, n := range counts {
+		v[string(k)] = float64(n)
+	}
+	return v
 }
 
 // routeOf names what a request to a registry is about, in one of a few words.

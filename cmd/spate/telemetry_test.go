@@ -15,6 +15,7 @@ import (
 	"github.com/spate-project/spate/oci/registry"
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/tracker"
+	"github.com/spate-project/spate/prefetch/orders"
 )
 
 // TestRegistryMetrics scrapes a registry that has one blob and one node.
@@ -25,10 +26,17 @@ func TestRegistryMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer reg.Close()
+	board, err := orders.Open(t.TempDir(), orders.Options{Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := board.Place(t.Context(), orders.Request{References: []string{"127.0.0.1:5000/a@" + digest.FromString("a").String()}, Ready: 2}); err != nil {
+		t.Fatal(err)
+	}
 	track, l, mux := tracker.New(tracker.Options{Logger: log}), link.New(0, 0), http.NewServeMux()
 	mux.Handle("/v2/", reg)
 	mux.Handle(tracker.AnnouncePath, track)
-	srv := httptest.NewUnstartedServer(measured(mux, func() registryCounts { return countRegistry(log, reg, nil, track, l) }))
+	srv := httptest.NewUnstartedServer(measured(mux, func() registryCounts { return countRegistry(log, reg, nil, track, board, l) }))
 	srv.Listener = l.Listener(srv.Listener.(*net.TCPListener))
 	srv.Start()
 	defer srv.Close()
@@ -76,6 +84,11 @@ func TestRegistryMetrics(t *testing.T) {
 		`spate_tracker_swarms 1`,
 		`spate_tracker_open_pieces 9`,
 		`spate_tracker_leased_pieces 0`,
+		`spate_prefetch_orders{state="active"} 1`,
+		`spate_prefetch_orders{state="done"} 0`,
+		`spate_prefetch_nodes{state="ready"} 0`,
+		`spate_prefetch_connected_nodes 0`,
+		`spate_prefetch_bytes{of="all"} 0`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("there is no %s in\n%s", want, text)
