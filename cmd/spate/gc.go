@@ -22,15 +22,17 @@ import (
 // to say only what it would remove.
 const collectPath = "/spate/v1/gc"
 
-// gcFlags say what a registry keeps although nothing leads to it.
+// gcFlags say what a registry keeps although nothing leads to it, and how much at most.
 type gcFlags struct {
 	grace, untagged time.Duration
 	retain          []string
+	quota           ui.Bytes
 }
 
 func (g *gcFlags) register(f *pflag.FlagSet) {
 	f.DurationVar(&g.grace, "gc-grace", 24*time.Hour, "how long garbage is kept after its push; longer than the longest push")
 	f.DurationVar(&g.untagged, "gc-untagged", 0, "how long a manifest without a tag is kept after its push; 0 is for ever")
+	f.Var(&g.quota, "quota", "most `bytes` of blobs, each counted once, as in 500GB; pushes beyond it are refused; 0 is no limit")
 	f.StringArrayVar(&g.retain, "retain", nil, "take tags away that a `rule` matches, as in 'team/*:pr-* keep=10 age=720h': all but the 10 newest of a repository, once they are older than 720 h; repeatable, the first that matches counts")
 }
 

@@ -143,7 +143,7 @@ unless a --retain takes them away.`,
 			}
 			defer done()
 			reg, err := registry.Open(data, registry.Options{Logger: log, Pushed: index.Pushed, Access: access, Audit: audit,
-				Upstreams: upstreams, UpstreamFresh: follow.fresh, UpstreamStale: follow.stale, Retention: retention})
+				Upstreams: upstreams, UpstreamFresh: follow.fresh, UpstreamStale: follow.stale, Retention: retention, Quota: int64(gc.quota)})
 			if err != nil {
 				return err
 			}

@@ -75,6 +75,9 @@ func (b *Batch) putBlob(d digest.Digest, r io.Reader) error {
 	if shared {
 		s.root.Remove(made.name)
 		made.name, made.shared = spare, true
+	} else if err := s.quota.room(made.size); err != nil {
+		s.root.Remove(made.name)
+		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

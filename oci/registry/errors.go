@@ -107,6 +107,8 @@ func answer(err error) (status int, code, message string) {
 		return http.StatusBadRequest, codeManifestInvalid, err.Error()
 	case errors.As(err, &mis):
 		return http.StatusBadRequest, codeManifestBlobUnknown, err.Error()
+	case errors.Is(err, ErrFull):
+		return http.StatusInsufficientStorage, codeDenied, err.Error()
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return http.StatusInsufficientStorage, codeUnknown,
 			"the registry's disk is full; an upload keeps what was received and can go on once there is space"

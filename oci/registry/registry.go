@@ -56,6 +56,10 @@ type Options struct {
 	// pushed, manifests without a tag for ever, and every tag.
 	Retention Retention
 
+	// Quota is how many bytes of blobs the registry may have, each counted once; 0
+	// is no bound. What is beyond it is refused with status 507.
+	Quota int64
+
 	// Access decides who may do what below /v2/. Nil lets everybody do everything.
 	Access Access
 
@@ -100,6 +104,9 @@ func Open(dir string, opts Options) (*Registry, error) {
 	store, err := OpenStore(dir, opts.Logger)
 	if err != nil {
 		return nil, err
+	}
+	if err := store.limit(opts.Quota); err != nil {
+		return nil, errors.Join(err, store.Close())
 	}
 	return &Registry{store: store, opts: opts, log: opts.Logger, follower: newFollower(store, opts)}, nil
 }

@@ -48,6 +48,7 @@ type Store struct {
 	marking    *marking // of the repository that is being collected; nil when none is; guarded by names
 	collecting sync.Mutex
 	opened     time.Time
+	quota      quota
 
 	uploadsMu sync.Mutex
 	uploads   map[string]*Upload // those that this process has touched

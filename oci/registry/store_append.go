@@ -57,6 +57,9 @@ func (u *Upload) append(r io.Reader) (n int64, err error) {
 	}()
 
 	for err == nil {
+		if err = u.store.quota.room(u.Offset()); err != nil {
+			break
+		}
 		buf := <-free
 		var got, put int
 		got, err = fill(r, buf[:])

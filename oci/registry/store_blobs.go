@@ -91,6 +91,8 @@ func (s *Store) adopt(data, spare, repo string, d digest.Digest) error {
 	}
 	if shared {
 		data = spare
+	} else if err := s.fits(data); err != nil {
+		return err
 	}
 	return s.place(data, repo, d, shared)
 }
@@ -114,10 +116,29 @@ func (s *Store) place(data, repo string, d digest.Digest, shared bool) error {
 	}
 	// The pool only saves space. The link fails when another upload was first,
 	// or when a file has as many links as the file system allows.
-	if err := s.link(name, pool); err != nil && !errors.Is(err, fs.ErrExist) {
+	switch err := s.link(name, pool); {
+	case err == nil:
+		s.count(pool, 1)
+	case !errors.Is(err, fs.ErrExist):
 		s.log.Warn("blob will not be shared between repositories", "digest", d, "error", err)
 	}
 	return nil
+}
+
+// fits returns ErrFull unless the quota has room for the file.
+func (s *Store) fits(name string) error {
+	fi, err := s.root.Stat(name)
+	if err != nil {
+		return err
+	}
+	return s.quota.room(fi.Size())
+}
+
+// count adds a file of the pool to what the quota counts, or takes it off.
+func (s *Store) count(pool string, sign int64) {
+	if fi, err := s.root.Stat(pool); err == nil {
+		s.quota.used.Add(sign * fi.Size())
+	}
 }
 
 // share gives the pool's file the name spare if it has the bytes of data, which
@@ -132,6 +153,7 @@ func (s *Store) share(pool, data, spare string) (bool, error) {
 	}
 	if !same {
 		s.log.Error("blob was damaged on disk and is replaced by a new push; push it to its other repositories again", "blob", pool)
+		s.count(pool, -1)
 		return false, s.remove(pool)
 	}
 	return s.link(pool, spare) == nil, nil
@@ -194,7 +216,9 @@ func (s *Store) reclaim(pool string) error {
 		if st, ok := fi.Sys().(*syscall.Stat_t); !ok || st.Nlink > 1 {
 			return nil
 		}
-		err = s.remove(pool)
+		if err = s.remove(pool); err == nil {
+			s.quota.used.Add(-fi.Size())
+		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
