@@ -35,7 +35,9 @@ The arms are
   direct      every node downloads from the registry, in parallel ranges
   mesh        spate mount on every node, ready when its cache has everything
   mesh-lazy   spate mount, and an engine's loader reads through it from the start
-  prefetched  all nodes fetch first (prefetch_s), then mount and load (the rest)
+  prefetched  all nodes fetch first (prefetch_s), then mount and load (the rest);
+              at last each alone loads from the mount and from plain files,
+              both in the page cache (load_vs_local)
 
 A node is ready when it has every byte, verified. The bound is
 max(M/O, M/d, N*M/(O+N*u)) for M bytes of model, N nodes, and the rates of origin

@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -17,6 +19,7 @@ type arm struct {
 	name   string
 	agents bool    // take part, and so do faults
 	phases []phase // what each node does, one after the other, together with all others
+	plain  bool    // the last of them is compared with plain files when the measurement is over
 }
 
 // A phase brings a node one step and notes when it was ready. start is when the
@@ -31,7 +34,7 @@ var arms = []arm{
 	{name: "direct", phases: []phase{direct}},
 	{name: "mesh", agents: true, phases: []phase{fetch}},
 	{name: "mesh-lazy", agents: true, phases: []phase{load}},
-	{name: "prefetched", agents: true, phases: []phase{fetch, load}},
+	{name: "prefetched", agents: true, phases: []phase{fetch, load}, plain: true},
 }
 
 // ArmNames returns the names of all arms.
@@ -69,19 +72,47 @@ func load(ctx context.Context, n *node, s *storm, start time.Time) error {
 	if err := n.client.Mount(ctx, agent.MountRequest{Reference: n.ref, Dir: n.view}); err != nil {
 		return err
 	}
-	out, err := n.herd.Output(ctx, lab.Command{Name: n.name() + "-load", Args: []string{
-		"load", n.view, n.model, "--start", strconv.FormatInt(start.UnixNano(), 10), "--output", "json",
-	}})
+	r, err := n.loader(ctx, n.view, start)
 	if err != nil {
-		return err
-	}
-	var r lab.LoadResult
-	if err := json.Unmarshal(out, &r); err != nil {
 		return err
 	}
 	n.firstByte = r.FirstByte.Seconds()
 	n.ready = start.Add(r.LastTensor).Sub(s.start).Seconds()
 	return nil
+}
+
+// comparePlain has one node after the other load the model through its mount once
+// more, and from a copy of the plain files: each alone, as a node of its own has its
+// own CPUs, and both from the page cache, where they were just read or written.
+func (s *storm) comparePlain(ctx context.Context, nodes []Node) error {
+	plain := filepath.Join(s.dir, "plain")
+	if err := os.CopyFS(plain, os.DirFS(s.model)); err != nil {
+		return err
+	}
+	for i, n := range s.nodes {
+		for _, of := range []struct {
+			dir  string
+			took *float64
+		}{{n.view, &nodes[i].Load}, {plain, &nodes[i].Plain}} {
+			r, err := n.loader(ctx, of.dir, time.Now())
+			if err != nil {
+				return err
+			}
+			*of.took = r.LastTensor.Seconds()
+		}
+	}
+	return nil
+}
+
+// loader runs an engine's loader over the model in dir. Its times count from start.
+func (n *node) loader(ctx context.Context, dir string, start time.Time) (r lab.LoadResult, err error) {
+	out, err := n.herd.Output(ctx, lab.Command{Name: n.name() + "-load", Args: []string{
+		"load", dir, n.model, "--start", strconv.FormatInt(start.UnixNano(), 10), "--output", "json",
+	}})
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(out, &r)
 }
 
 // fetch has the agent bring the model into its cache and nothing else.

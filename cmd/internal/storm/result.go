@@ -42,9 +42,16 @@ type Sample struct {
 
 // Figures sum up a run or an arm.
 type Figures struct {
-	FirstByte  float64 `json:"first_byte_s,omitempty"` // of the node that waited longest for its first file, from its own start
-	Prefetch   float64 `json:"prefetch_s,omitempty"`   // until the last node had all; other times begin after it
-	P50        float64 `json:"p50_s"`                  // half of the nodes were ready
+	FirstByte float64 `json:"first_byte_s,omitempty"` // of the node that waited longest for its first file, from its own start
+	Prefetch  float64 `json:"prefetch_s,omitempty"`   // until the last node had all; other times begin after it
+
+	// PrefetchVsBound is prefetch_s / bound_s. LoadVsLocal is what a loader takes for
+	// the mount of a model that is here over what it takes for plain files, both in the
+	// page cache: of all nodes' load_s and plain_load_s together.
+	PrefetchVsBound float64 `json:"prefetch_vs_bound,omitempty"`
+	LoadVsLocal     float64 `json:"load_vs_local,omitempty"`
+
+	P50        float64 `json:"p50_s"` // half of the nodes were ready
 	P95        float64 `json:"p95_s"`
 	LastReady  float64 `json:"last_ready_s"`
 	Efficiency float64 `json:"efficiency"` // bound_s / (prefetch_s + last_ready_s)
@@ -75,6 +82,8 @@ type Node struct {
 	Name         string  `json:"name"`
 	Ready        float64 `json:"ready_s"`
 	FirstByte    float64 `json:"first_byte_s,omitempty"` // from its own start
+	Load         float64 `json:"load_s,omitempty"`       // of the mount, alone, from the page cache
+	Plain        float64 `json:"plain_load_s,omitempty"` // the same of plain files
 	OriginBytes  int64   `json:"origin_bytes"`           // of pieces, as the agent says
 	PeerBytes    int64   `json:"peer_bytes"`
 	ServedBytes  int64   `json:"served_bytes"`
@@ -126,7 +135,7 @@ func (r *Result) figures(name string, run Sample) Figures {
 	f := Figures{Prefetch: run.Prefetch, CPUBusy: run.CPUBusy}
 	moved := float64(r.ModelBytes) * float64(len(run.Nodes))
 	var ready, sent []float64
-	var cpu, written, wasted, useful, received float64
+	var cpu, written, wasted, useful, received, load, plain float64
 	for _, n := range run.Nodes {
 		ready = append(ready, n.Ready)
 		sent = append(sent, float64(n.ServedBytes))
@@ -137,6 +146,11 @@ func (r *Result) figures(name string, run Sample) Figures {
 		received += float64(n.Received)
 		f.FirstByte = max(f.FirstByte, n.FirstByte)
 		f.PeakRSSBytes = max(f.PeakRSSBytes, n.PeakRSSBytes)
+		load, plain = load+n.Load, plain+n.Plain
+	}
+	f.PrefetchVsBound = f.Prefetch / r.Bound
+	if plain > 0 {
+		f.LoadVsLocal = load / plain
 	}
 	f.P50, f.P95, f.LastReady = percentile(ready, 50), percentile(ready, 95), slices.Max(ready)
 	f.Efficiency = r.Bound / (f.Prefetch + f.LastReady)
@@ -201,24 +215,26 @@ func (r *Result) summarize() {
 			return middle(values)
 		}
 		a.Figures = Figures{
-			FirstByte:      median(func(f Figures) float64 { return f.FirstByte }),
-			Prefetch:       median(func(f Figures) float64 { return f.Prefetch }),
-			P50:            median(func(f Figures) float64 { return f.P50 }),
-			P95:            median(func(f Figures) float64 { return f.P95 }),
-			LastReady:      median(func(f Figures) float64 { return f.LastReady }),
-			Efficiency:     median(func(f Figures) float64 { return f.Efficiency }),
-			OriginCopies:   median(func(f Figures) float64 { return f.OriginCopies }),
-			CPUPerGiB:      median(func(f Figures) float64 { return f.CPUPerGiB }),
-			PeakRSSBytes:   int64(median(func(f Figures) float64 { return float64(f.PeakRSSBytes) })),
-			Fairness:       median(func(f Figures) float64 { return f.Fairness }),
-			Duplicates:     median(func(f Figures) float64 { return f.Duplicates }),
-			Overhead:       median(func(f Figures) float64 { return f.Overhead }),
-			WrittenPerByte: median(func(f Figures) float64 { return f.WrittenPerByte }),
-			ReadP50:        median(func(f Figures) float64 { return f.ReadP50 }),
-			ReadP99:        median(func(f Figures) float64 { return f.ReadP99 }),
-			ReadRatio:      median(func(f Figures) float64 { return f.ReadRatio }),
-			CPUBusy:        median(func(f Figures) float64 { return f.CPUBusy }),
-			Valid:          true,
+			FirstByte:       median(func(f Figures) float64 { return f.FirstByte }),
+			Prefetch:        median(func(f Figures) float64 { return f.Prefetch }),
+			PrefetchVsBound: median(func(f Figures) float64 { return f.PrefetchVsBound }),
+			LoadVsLocal:     median(func(f Figures) float64 { return f.LoadVsLocal }),
+			P50:             median(func(f Figures) float64 { return f.P50 }),
+			P95:             median(func(f Figures) float64 { return f.P95 }),
+			LastReady:       median(func(f Figures) float64 { return f.LastReady }),
+			Efficiency:      median(func(f Figures) float64 { return f.Efficiency }),
+			OriginCopies:    median(func(f Figures) float64 { return f.OriginCopies }),
+			CPUPerGiB:       median(func(f Figures) float64 { return f.CPUPerGiB }),
+			PeakRSSBytes:    int64(median(func(f Figures) float64 { return float64(f.PeakRSSBytes) })),
+			Fairness:        median(func(f Figures) float64 { return f.Fairness }),
+			Duplicates:      median(func(f Figures) float64 { return f.Duplicates }),
+			Overhead:        median(func(f Figures) float64 { return f.Overhead }),
+			WrittenPerByte:  median(func(f Figures) float64 { return f.WrittenPerByte }),
+			ReadP50:         median(func(f Figures) float64 { return f.ReadP50 }),
+			ReadP99:         median(func(f Figures) float64 { return f.ReadP99 }),
+			ReadRatio:       median(func(f Figures) float64 { return f.ReadRatio }),
+			CPUBusy:         median(func(f Figures) float64 { return f.CPUBusy }),
+			Valid:           true,
 		}
 		for i, run := range a.Runs {
 			if !run.Valid {

@@ -123,8 +123,10 @@ func TestFigures(t *testing.T) {
 		t.Errorf("invalid: %s", f.InvalidBecause)
 	}
 	s.Prefetch = 7.5
-	if f := r.figures("prefetched", s); f.Efficiency != 0.5 {
-		t.Errorf("efficiency after a prefetch: %v, want that of both together, 0.5", f.Efficiency)
+	s.Nodes[0].Load, s.Nodes[1].Load, s.Nodes[0].Plain, s.Nodes[1].Plain = 1.5, 3, 1, 2
+	if f := r.figures("prefetched", s); f.Efficiency != 0.5 || f.PrefetchVsBound != 0.75 || f.LoadVsLocal != 1.5 {
+		t.Errorf("after a prefetch: efficiency %v, want that of both together, 0.5; %v of the bound, want 0.75; %v of plain files, want 1.5",
+			f.Efficiency, f.PrefetchVsBound, f.LoadVsLocal)
 	}
 	if f := r.figures("lone", sample(10.5)); math.Abs(f.Efficiency-10/10.5) > 1e-9 {
 		t.Errorf("efficiency of a lone node: %v", f.Efficiency)

@@ -66,7 +66,11 @@ func (w *world) run(ctx context.Context, a arm, hosts []*netns.Host, p plan) (_ 
 			}
 		}
 	}
-	return m.finish(ctx, before)
+	sample, err := m.finish(ctx, before)
+	if err != nil || !a.plain {
+		return sample, err
+	}
+	return sample, s.comparePlain(ctx, sample.Nodes)
 }
 
 // prepare starts what takes part, in parallel.
