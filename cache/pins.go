@@ -112,3 +112,10 @@ func (s *Store) Pins(d piece.Digest) []string {
 	defer s.mu.Unlock()
 	return s.pins.of(d)
 }
+
+// Pinned returns the names that pin something, in order.
+func (s *Store) Pinned() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.pins))
+}

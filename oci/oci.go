@@ -81,6 +81,20 @@ const (
 	MediaTypeTrace = "application/vnd.spate.trace.v1+json"
 )
 
+// The warm set: what the nodes of a pool always hold. It is an artifact of its
+// own, not a referrer, in a repository that the pool's name is a tag of.
+const (
+	// ArtifactTypeWarmSet is the artifactType of a warm set's manifest.
+	ArtifactTypeWarmSet = "application/vnd.spate.warmset.v1"
+
+	// MediaTypeWarmSet is the media type of its one layer, the set.
+	MediaTypeWarmSet = "application/vnd.spate.warmset.v1+json"
+
+	// AnnotationWarmSetPrevious holds the digest of the manifest that the set
+	// replaced; the first one of a pool has none.
+	AnnotationWarmSetPrevious = "dev.spate.warmset.previous"
+)
+
 // ArtifactTypeBundle is the artifactType and the layer media type under which
 // cosign v3 attaches a Sigstore bundle to what it signs.
 const ArtifactTypeBundle = "application/vnd.dev.sigstore.bundle.v0.3+json"

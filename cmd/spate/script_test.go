@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +50,7 @@ func TestScripts(t *testing.T) {
 			"exits":        exits,
 			"freeaddr":     freeAddr,
 			"waitfor":      waitFor,
+			"waitmatch":    waitMatch,
 			"keypair":      keyPair,
 			"meshcert":     meshCert,
 			"model":        makeModel,
@@ -116,6 +118,21 @@ func waitFor(ts *testscript.TestScript, neg bool, args []string) {
 	for deadline := time.Now().Add(30 * time.Second); !ready(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("%s: not there after 30 s", args[0])
+		}
+	}
+}
+
+// waitmatch REGEXP PROGRAM ARG... runs a program again and again until a line of its output matches.
+func waitMatch(ts *testscript.TestScript, neg bool, args []string) {
+	re, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := ts.Exec(args[1], args[2:]...)
+		if err == nil && re.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("no line matches %s after a minute: %v\n%s", args[0], err, ts.ReadFile("stdout"))
 		}
 	}
 }

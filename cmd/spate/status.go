@@ -96,6 +96,9 @@ func printStatus(w io.Writer, s agent.Status) error {
 	if err := printBans(w, s); err != nil {
 		return err
 	}
+	if err := printWarm(w, s.Warm); err != nil {
+		return err
+	}
 	if err := printLayers(w, s); err != nil || len(s.Artifacts) == 0 {
 		return err
 	}

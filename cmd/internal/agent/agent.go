@@ -106,6 +106,8 @@ type Agent struct {
 	objects   map[piece.Digest]int // how many files of artifacts, and hinted blobs, are each object
 	mounts    map[string]*mounted  // by directory
 
+	warmth *warmth
+
 	evicted chan struct{} // holds a token when the cache has evicted something
 	memory  *memory       // for prefetch orders
 }
@@ -142,6 +144,7 @@ func New(opts Options) (_ *Agent, err error) {
 		memory:    newMemory(os.DirFS("/")),
 	}
 	a.hints = newHints(a)
+	a.warmth = newWarmth(a)
 	a.transport.DialContext = opts.Link.Dial((&net.Dialer{}).DialContext)
 	a.opts.Remote.Transport = a.transport
 
@@ -207,6 +210,7 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 	g.Go(func() error { return a.sweep(ctx) })
 	g.Go(func() error { return a.mesh.Run(ctx) })
 	g.Go(func() error { return a.work(ctx) })
+	g.Go(func() error { return a.warmth.run(ctx) })
 	if a.peers != nil {
 		g.Go(func() error { return a.peers.Run(ctx) })
 	}

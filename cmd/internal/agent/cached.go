@@ -97,15 +97,11 @@ func (a *Agent) listed(ctx context.Context, reference string) ([]piece.Digest, e
 	if err != nil {
 		return nil, err
 	}
-	var digests []piece.Digest
-	for _, f := range admission.objects() {
-		tree, err := treeOf(admission.Index, f)
-		if err != nil {
-			return nil, fmt.Errorf("open %s: %s: %w", reference, f.Path, err)
-		}
-		digests = append(digests, tree.Object().Digest)
+	objects, err := admission.pieces()
+	if err != nil {
+		return nil, err
 	}
-	return digests, nil
+	return digestsOf(objects), nil
 }
 
 // Remove removes an object from the cache, or those of a reference. What is in

@@ -16,6 +16,7 @@ type counts struct {
 	limits         Limits
 	linkRate       int64
 	replayed       int64
+	warm           []WarmStatus
 	artifacts      int
 	mounts         int
 	bans           int
@@ -28,7 +29,7 @@ func (a *Agent) counts() counts {
 	c := counts{
 		cache: a.store.Stats(), mesh: a.mesh.Totals(),
 		sent: a.opts.Link.Sent(), received: a.opts.Link.Received(),
-		limits: a.Limits(), linkRate: a.linkRate(), bans: len(a.bans()), replayed: a.replayed.Load(),
+		limits: a.Limits(), linkRate: a.linkRate(), bans: len(a.bans()), replayed: a.replayed.Load(), warm: a.warmth.status(),
 		mirror: a.mirror.Stats(), blobs: a.mirror.Blobs(),
 	}
 	if a.snapshotter != nil {
@@ -135,6 +136,9 @@ func families() []telemetry.Family[counts] {
 			func(c counts) values {
 				return values{"origin": float64(c.mirror.Origin.Bytes), "mesh": float64(c.mirror.Mesh.Bytes), "memory": float64(c.mirror.Memory.Bytes)}
 			}),
+
+		telemetry.By("spate_warm_entries", "Entries of the warm sets of the node's pool, by how far the node is.", "state",
+			func(c counts) values { return warmEntries(c.warm) }),
 
 		// The cache.
 		telemetry.One("spate_cache_objects", "Objects open in the cache.",

@@ -135,6 +135,27 @@ func (a *Admission) objects() []model.File {
 	return files
 }
 
+// pieces returns the objects of what was admitted, each of a file or a layer.
+func (a *Admission) pieces() ([]piece.Object, error) {
+	var objects []piece.Object
+	for _, f := range a.objects() {
+		tree, err := treeOf(a.Index, f)
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %s: %w", a.Trusted.Reference(), f.Path, err)
+		}
+		objects = append(objects, tree.Object())
+	}
+	return objects, nil
+}
+
+func digestsOf(objects []piece.Object) []piece.Digest {
+	digests := make([]piece.Digest, len(objects))
+	for i, o := range objects {
+		digests[i] = o.Digest
+	}
+	return digests
+}
+
 // object returns the object of that digest, which art has.
 func (art *artifact) object(d piece.Digest) *cache.Object {
 	for _, f := range art.files {

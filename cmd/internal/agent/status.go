@@ -16,6 +16,7 @@ type Status struct {
 	MeshAddr  string           `json:"meshAddr,omitempty"` // where peers reach it
 	Artifacts []ArtifactStatus `json:"artifacts"`
 	Layers    []LayerStatus    `json:"layers,omitempty"` // of containerd's images
+	Warm      []WarmStatus     `json:"warm,omitempty"`   // the warm sets of the node's pool
 	Bans      []BanStatus      `json:"bans"`
 	Cache     cache.Stats      `json:"cache"`
 	Sent      int64            `json:"sentBytes"`     // over the node's link, all traffic
@@ -100,6 +101,7 @@ func (a *Agent) Status() Status {
 		Time:      time.Now(),
 		Artifacts: []ArtifactStatus{},
 		Layers:    a.layers(),
+		Warm:      a.warmth.status(),
 		Bans:      a.bans(),
 		Cache:     a.store.Stats(),
 		Sent:      a.opts.Link.Sent(), Received: a.opts.Link.Received(),
