@@ -150,12 +150,8 @@ func (b *boardFlags) pin(ctx context.Context, references []string, req *orders.R
 		if err != nil {
 			return usage(err)
 		}
-		if b.registry == "" {
-			scheme := "https://"
-			if repo.PlainHTTP {
-				scheme = "http://"
-			}
-			b.registry = scheme + repo.Reference.Registry
+		if err := b.of(reference); err != nil {
+			return err
 		}
 		desc, err := repo.Resolve(ctx, reference)
 		if err != nil {

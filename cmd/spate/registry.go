@@ -18,6 +18,7 @@ import (
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/tracker"
 	"github.com/spate-project/spate/prefetch/orders"
+	"github.com/spate-project/spate/prefetch/placement"
 )
 
 // A serving is what a daemon says once it answers.
@@ -163,6 +164,10 @@ unless a --retain takes them away.`,
 			mux.Handle(orders.OrdersPath, desk)
 			mux.Handle(orders.OrdersPath+"/", desk)
 			mux.Handle(orders.AgentsPath, desk)
+			places := placement.Handler(board, reg.Store())
+			mux.Handle(placement.Path, places)
+			mux.Handle(placement.FilterPath, places)
+			mux.Handle(placement.PrioritizePath, places)
 			mux.HandleFunc("POST "+collectPath, serveCollect(reg))
 			mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
 			mux.HandleFunc("GET /spate/v1/registry", func(w http.ResponseWriter, _ *http.Request) {

@@ -44,6 +44,7 @@ var rooms = map[string][]string{
 	"oci/mirror":                  {"oci", "oci/remote", "signing"},
 	"prefetch":                    {"oci", "oci/model/format"},
 	"prefetch/orders":             {},
+	"prefetch/placement":          {"oci/image", "oci/registry", "prefetch/orders"},
 	"prefetch/warm":               {"oci", "signing"},
 	"signing":                     {"oci"},
 	"signing/cosign":              {"signing"},

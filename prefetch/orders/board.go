@@ -53,6 +53,7 @@ type Board struct {
 	orders  map[string]*order
 	nodes   map[string]*node
 	told    int           // progress that is kept, of all orders
+	stocked int           // objects that nodes hold, of all nodes
 	changed chan struct{} // closed and replaced when nodes may have other work
 	ending  bool
 }
@@ -64,6 +65,8 @@ type order struct {
 
 type node struct {
 	labels map[string]string
+	zone   string
+	stock  stock
 	poll   chan struct{} // closed when another Report takes this one's place; nil while there is none
 	seen   time.Time     // when the last Report was answered; zero when the node left instead
 }
@@ -119,6 +122,7 @@ func (b *Board) sweep() {
 	}
 	for name, n := range b.nodes {
 		if n.poll == nil && now.Sub(n.seen) > memory {
+			b.unstock(n)
 			delete(b.nodes, name)
 		}
 	}

@@ -30,7 +30,10 @@ func (b *Board) Report(ctx context.Context, r Report) (Work, error) {
 		close(n.poll)
 	}
 	poll := make(chan struct{})
-	n.labels, n.poll = r.Labels, poll
+	n.labels, n.zone, n.poll = r.Labels, r.Zone, poll
+	if r.Stock != nil {
+		b.restock(n, r.Stock)
+	}
 	defer func() {
 		if n.poll != poll {
 			return
@@ -70,6 +73,7 @@ func (b *Board) Report(ctx context.Context, r Report) (Work, error) {
 func (b *Board) dropNode() bool {
 	for name, n := range b.nodes {
 		if !b.connected(n) {
+			b.unstock(n)
 			delete(b.nodes, name)
 			return true
 		}

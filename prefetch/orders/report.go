@@ -40,7 +40,11 @@ type Progress struct {
 type Report struct {
 	Node   string            `json:"node"` // one name for one node
 	Labels map[string]string `json:"labels,omitempty"`
+	Zone   string            `json:"zone,omitempty"`   // where it is
 	Orders []Progress        `json:"orders,omitempty"` // each once
+
+	// Stock is what its cache holds; nil is what it told last.
+	Stock *Stock `json:"stock,omitempty"`
 
 	// Wait is how long the board may take to answer while the node has nothing
 	// else to do than these orders, in seconds.
@@ -88,6 +92,14 @@ func (r *Report) check() error {
 	}
 	if err := CheckLabels(r.Labels); err != nil {
 		return err
+	}
+	if len(r.Zone) > maxName {
+		return fmt.Errorf("zone of %d bytes, at most %d are accepted", len(r.Zone), maxName)
+	}
+	if r.Stock != nil {
+		if err := r.Stock.check(); err != nil {
+			return err
+		}
 	}
 	if len(r.Orders) > maxOrders {
 		return fmt.Errorf("progress of %d orders, at most %d are accepted", len(r.Orders), maxOrders)

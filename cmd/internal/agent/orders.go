@@ -33,6 +33,7 @@ type worker struct {
 	node  string
 	under map[string]*fetching // by order
 	group sync.WaitGroup       // of them
+	stock stocktaking
 }
 
 // nodeName returns the name that the node goes by: that in the mesh, else the machine's.
@@ -75,6 +76,7 @@ func (w *worker) run(ctx context.Context) error {
 			answered = true
 			continue
 		}
+		w.stock = stocktaking{} // the board may be another one
 		wait := boardRetry + rand.N(boardRetry)
 		if errors.Is(err, orders.ErrNoBoard) {
 			wait = boardNone + rand.N(boardNone)
@@ -92,7 +94,10 @@ func (w *worker) run(ctx context.Context) error {
 }
 
 func (w *worker) report() orders.Report {
-	r := orders.Report{Node: w.node, Labels: w.agent.opts.Labels, Wait: reportIdle.Seconds()}
+	r := orders.Report{
+		Node: w.node, Labels: w.agent.opts.Labels, Zone: w.agent.opts.Zone, Wait: reportIdle.Seconds(),
+		Stock: w.stock.news(w.agent.store),
+	}
 	for _, p := range w.under {
 		told := p.told()
 		if told.State != orders.Ready && told.State != orders.Denied {
