@@ -168,6 +168,8 @@ func TestShared(t *testing.T) {
 			}
 			nodes = append(nodes, n)
 		}
+		// A node whose first announce waited for its join would draw what those after it hold.
+		synctest.Wait()
 		for _, n := range nodes {
 			n.join(t, o, true)
 		}
