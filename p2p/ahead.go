@@ -99,12 +99,16 @@ func (mb *member) behindOthers(i, window int) <-chan struct{} {
 	return nil
 }
 
-// among returns what a lease in order is to be taken from. mb.mu is held.
-func (mb *member) among() []tracker.Span {
-	if mb.fill {
-		return nil
+// among returns what a lease in order is to be taken from, nil being all of the
+// object, and whether a reader is on its way there. mb.mu is held.
+func (mb *member) among() (spans []tracker.Span, read bool) {
+	switch {
+	case mb.fill:
+		return nil, false
+	case mb.nears():
+		return slices.Clone(mb.soon), true
 	}
-	return slices.Clone(mb.soon)
+	return mb.plannedSpans(), false
 }
 
 // nears reports whether a reader is on its way to pieces that are absent, and forgets the others. mb.mu is held.

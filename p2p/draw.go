@@ -3,7 +3,6 @@ package p2p
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -86,10 +85,10 @@ func (mb *member) turn() (at time.Time, ok bool) {
 }
 
 // fills reports whether the object is to be filled, or a part of it that readers
-// are on their way to, and is not here. mb.mu is held.
+// are on their way to or plans want, and is not here. mb.mu is held.
 func (mb *member) fills() bool {
 	if !mb.fill {
-		return mb.nears()
+		return mb.nears() || mb.plans()
 	}
 	for mb.first < mb.object.Pieces() && mb.Has(mb.first) {
 		mb.first++
@@ -103,7 +102,7 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	defer cancel()
 	mb.mu.Lock()
 	reportOnly := !mb.fills() || time.Now().Before(mb.again)
-	among := mb.among()
+	among, read := mb.among()
 	mb.mu.Unlock()
 	if reportOnly {
 		_, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1}) // repeated later when it fails
@@ -114,7 +113,7 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	}
 
 	pieces := m.leasePieces(mb)
-	if among != nil {
+	if read {
 		pieces *= most
 	} else if mb.rest() {
 		return
@@ -126,9 +125,12 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	switch {
 	case l.Count > 0:
 		mb.progressed()
-	case among == nil: // a reader that comes to a piece insists on it itself
+	case !read: // a reader that comes to a piece insists on it itself
 		if i, ok := m.neglected(mb); ok {
-			l, err = m.lease(ctx, mb, tracker.LeaseRequest{Want: i, Unheld: true, Max: m.leasePieces(mb)})
+			if among != nil { // what is next to it is not planned
+				pieces = 1
+			}
+			l, err = m.lease(ctx, mb, tracker.LeaseRequest{Want: i, Unheld: true, Max: pieces})
 			if err != nil {
 				// Nobody shares the origin out; the fill comes on all the same.
 				l, err = tracker.Lease{First: i, Count: 1}, nil
@@ -148,7 +150,7 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 		if err := m.enter(mb); err != nil { // what is drawn is shared, also ahead of the fill
 			m.log.Error("an object gets everything from the origin", "err", err)
 		}
-		if among == nil {
+		if !read {
 			m.prefetch.take(mb.unpaid(l.First, l.First+l.Count))
 		}
 		err := m.fetch(ctx, mb, l.First, l.Count)
@@ -290,21 +292,18 @@ func (m *Mesh) neglected(mb *member) (i int, ok bool) {
 		mb.wary = true
 		m.log.Warn("peers send nothing; the fill turns to the origin, whatever they are said to hold", "object", mb.object.Digest)
 	}
-	first, n := mb.first, mb.object.Pieces()-mb.first
 	hopeless := mb.wary && silent >= m.opts.Patience/32
 	mb.mu.Unlock()
-	if !hopeless || n == 0 {
+	if !hopeless {
 		return 0, false
 	}
-	// From a random one on: nodes in the same trouble draw different pieces.
-	start := rand.IntN(n)
-	for k, tried := 0, 0; k < n && tried < 16; k++ {
-		i := first + (start+k)%n
-		if mb.Has(i) {
-			continue
-		}
-		if tried++; (silent >= m.opts.Patience/8 || !mb.held(i)) && mb.claim(i) {
+	tried := 0
+	for i := range mb.lacking() {
+		if (silent >= m.opts.Patience/8 || !mb.held(i)) && mb.claim(i) {
 			return i, true
+		}
+		if tried++; tried == 16 {
+			break
 		}
 	}
 	return 0, false

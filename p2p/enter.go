@@ -67,10 +67,14 @@ func (m *Mesh) enter(mb *member) error {
 	}
 	mb.mu.Lock()
 	mb.swarm = sw
-	peers, fill, soon := mb.peers, mb.fill, slices.Clone(mb.soon)
+	peers, fill, soon, plans := mb.peers, mb.fill, slices.Clone(mb.soon), mb.plans()
 	mb.mu.Unlock()
-	if fill && !mb.prefetch.holds() {
+	switch {
+	case mb.prefetch.holds():
+	case fill:
 		sw.Want(0, mb.object.Pieces(), Fill)
+	case plans:
+		mb.wantAgain(0, mb.object.Pieces())
 	}
 	for _, s := range soon {
 		sw.Want(s.First, s.First+s.Count, Ahead)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"sync"
 	"time"
 )
@@ -94,19 +93,15 @@ func (mb *member) ration() {
 	mb.entry.Lock()
 	defer mb.entry.Unlock()
 	mb.mu.Lock()
-	sw, fill := mb.swarm, mb.fill
+	sw, fill, plans := mb.swarm, mb.fill, mb.plans()
 	clear(mb.granted)
 	mb.mu.Unlock()
 	switch {
-	case sw == nil || !fill:
-	case !mb.prefetch.holds():
+	case sw == nil || !fill && !plans:
+	case fill && !mb.prefetch.holds():
 		sw.Want(0, mb.object.Pieces(), Fill)
 	default:
-		for i := range mb.object.Pieces() {
-			if !mb.Has(i) && !mb.urgent(i) {
-				sw.Want(i, i+1, None)
-			}
-		}
+		mb.wantAgain(0, mb.object.Pieces())
 	}
 }
 
@@ -337,22 +332,20 @@ func (mb *member) granting(sw Swarm, i int) bool {
 // a swarm that wants nothing looks for no peers.
 func (mb *member) grantable(sw Swarm) (i int, ok bool) {
 	mb.mu.Lock()
-	first, n := mb.first, mb.object.Pieces()-mb.first
 	idle := len(mb.granted) == 0
 	mb.mu.Unlock()
-	if n == 0 {
-		return 0, false
-	}
-	start := rand.IntN(n)
-	for k, tried := 0, 0; k < n && tried < 16; k++ {
-		next := first + (start+k)%n
-		if mb.Has(next) || mb.urgent(next) || mb.asked(next) {
+	tried := 0
+	for next := range mb.lacking() {
+		if mb.urgent(next) || mb.asked(next) {
 			continue
 		}
-		if i, tried = next, tried+1; sw.Held(i) {
+		if i = next; sw.Held(i) {
 			return i, true
 		}
 		ok = idle
+		if tried++; tried == 16 {
+			break
+		}
 	}
 	return i, ok
 }
@@ -366,11 +359,11 @@ func (mb *member) asked(i int) bool {
 
 // filled returns how urgent piece i is when no reader waits for it. mb.mu is held.
 func (mb *member) filled(i int) Urgency {
-	if mb.fill && (mb.granted[i] || !mb.prefetch.holds()) {
-		return Fill
-	}
-	if mb.near(i) {
+	switch {
+	case mb.near(i):
 		return Ahead
+	case (mb.fill || mb.planned[i] > 0) && (mb.granted[i] || !mb.prefetch.holds()):
+		return Fill
 	}
 	return None
 }

@@ -88,6 +88,7 @@ type member struct {
 	behind   int            // and of these the ones from here on are so since the last reader
 	awaited  map[int]int    // how many readers wait for a piece
 	moved    chan struct{}  // closed and replaced when one no longer does
+	planned  map[int]int    // pieces that were absent and plans want, and how many of them do
 	granted  map[int]bool   // absent pieces that a limited fill has asked peers for
 	paid     map[int]bool   // absent pieces that a limited reader wants to be ahead of it
 	drawing  map[int]bool   // pieces that this node draws from the origin now
@@ -162,7 +163,7 @@ func (m *Mesh) Join(h Holding, opts JoinOptions) error {
 		mb = &member{
 			Holding: h, object: o, id: tracker.SwarmOf(o), origin: opts.Origin,
 			gone: make(chan struct{}), drawing: make(map[int]bool),
-			prefetch: &m.prefetch, awaited: make(map[int]int), moved: make(chan struct{}), granted: make(map[int]bool), paid: make(map[int]bool),
+			prefetch: &m.prefetch, awaited: make(map[int]int), planned: make(map[int]int), moved: make(chan struct{}), granted: make(map[int]bool), paid: make(map[int]bool),
 		}
 	case mb.object != o:
 		return fmt.Errorf("join the swarm of object %s: it is in the mesh already, with root %s and not %s", o.Digest, mb.object.Root, o.Root)
