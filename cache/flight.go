@@ -49,7 +49,7 @@ func (o *Object) need(ctx context.Context, i int) error {
 	if ctx.Err() != nil {
 		return o.fetchFailed(i, context.Cause(ctx))
 	}
-	here, err := o.settle(i)
+	here, err := o.Settle(i)
 	if err != nil {
 		return err
 	}

@@ -256,7 +256,7 @@ func (o *Object) OnPresent(f func(i int)) {
 
 // Wait returns when piece i is present, or with the context's error. It fetches nothing.
 func (o *Object) Wait(ctx context.Context, i int) error {
-	here, err := o.settle(i)
+	here, err := o.Settle(i)
 	if here || err != nil {
 		return err
 	}
@@ -346,9 +346,10 @@ func (o *Object) release(i int, s state) {
 	}
 }
 
-// settle hashes piece i if it is claimed, waits for whoever is at it, and
-// reports whether it is present then. A claim that does not hold is a miss.
-func (o *Object) settle(i int) (here bool, err error) {
+// Settle hashes piece i if an earlier process recorded it, waits for whoever is
+// at it, and reports whether it is present then. A record that does not hold is a
+// miss. It fetches nothing; the error is why the object can be read no more.
+func (o *Object) Settle(i int) (here bool, err error) {
 	was, err := o.seal(i, true)
 	if err != nil || was != claimed {
 		return was == present, err
@@ -390,7 +391,7 @@ func (o *Object) Recheck(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("recheck object %s: %w", o.object.Digest, context.Cause(ctx))
 		}
-		if _, err := o.settle(i); err != nil {
+		if _, err := o.Settle(i); err != nil {
 			return err
 		}
 	}

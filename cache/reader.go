@@ -16,7 +16,7 @@ func (o *Object) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	for i := first; i < last; i++ {
-		if here, err := o.settle(i); err != nil {
+		if here, err := o.Settle(i); err != nil {
 			return 0, err
 		} else if !here {
 			return 0, o.absent(i)

@@ -78,7 +78,7 @@ func (o *Object) WriteBlock(i int, p []byte, off int64) error {
 // present. Who has the piece sealed may yet fail, so that is waited for.
 func (o *Object) beginBlock(i int, off, n int64) (b *blocks, leaves []piece.Hash, err error) {
 	for {
-		if here, err := o.settle(i); here || err != nil {
+		if here, err := o.Settle(i); here || err != nil {
 			return nil, nil, err
 		}
 		o.mu.Lock()

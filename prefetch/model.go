@@ -59,7 +59,7 @@ func Full(files []File) Plan {
 // left out. Model reads through the files' Data, of several files at once. An
 // error names the file; Full plans the model without a look into it.
 func Model(files []File, rank Rank) (Plan, error) {
-	if err := rank.check(); err != nil {
+	if err := rank.Check(); err != nil {
 		return nil, err
 	}
 	listed, err := readIndexes(files)

@@ -1,6 +1,7 @@
 package prefetch
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,10 +51,11 @@ type Rank struct {
 	Index  int // from 0: that of tensor parallelism + TP x that of pipeline parallelism
 }
 
-func (r Rank) check() error {
+// Check reports whether there is such a rank.
+func (r Rank) Check() error {
 	tp, pp := max(r.TP, 1), max(r.PP, 1)
 	if r.TP < 0 || r.PP < 0 || tp > maxRanks || pp > maxRanks || r.Index < 0 || r.Index >= tp*pp {
-		return fmt.Errorf("there is no rank %d of TP %d x PP %d; ranks count from 0, and each way divides by at most %d", r.Index, r.TP, r.PP, maxRanks)
+		return fmt.Errorf("there is no rank %d of TP %d x PP %d; ranks count from 0, and each way divides by 1 to %d", r.Index, cmp.Or(r.TP, 1), cmp.Or(r.PP, 1), maxRanks)
 	}
 	return nil
 }

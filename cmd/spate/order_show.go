@@ -10,6 +10,7 @@ import (
 
 	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/cmd/internal/ui"
+	"github.com/spate-project/spate/prefetch"
 	"github.com/spate-project/spate/prefetch/orders"
 )
 
@@ -151,8 +152,11 @@ func printPlaced(v orders.View, registry string) func(io.Writer) error {
 
 func headline(v orders.View) string {
 	of := "all nodes"
-	if v.Pool != "" {
+	switch {
+	case v.Pool != "":
 		of = "pool " + v.Pool
+	case len(v.NodeNames) > 0:
+		of = "nodes " + strings.Join(v.NodeNames, ", ")
 	}
 	return fmt.Sprintf("order %s for %s: %s, %s", v.ID, of, v.State, ready(v))
 }
@@ -163,6 +167,9 @@ func printOrder(v orders.View) func(io.Writer) error {
 		fmt.Fprintln(w, headline(v))
 		for _, ref := range v.References {
 			fmt.Fprintf(w, "  %s\n", ref)
+		}
+		if terms := terms(v.Request); terms != "" {
+			fmt.Fprintf(w, "  %s\n", terms)
 		}
 		if len(v.Nodes) == 0 {
 			return nil
@@ -176,6 +183,25 @@ func printOrder(v orders.View) func(io.Writer) error {
 		}
 		return t.Print(w)
 	}
+}
+
+// terms words what an order asks for beside its references; empty for all bytes at once.
+func terms(r orders.Request) string {
+	var parts []string
+	if r.Plan.Order != "" {
+		parts = append(parts, "order "+r.Plan.Order)
+	}
+	if rank := r.Plan.Of(); rank != (prefetch.Rank{}) {
+		parts = append(parts, fmt.Sprintf("rank %d of TP %d x PP %d", rank.Index, max(rank.TP, 1), max(rank.PP, 1)))
+	}
+	if r.Rate > 0 {
+		rate := ui.Rate(r.Rate)
+		parts = append(parts, "rate "+rate.String())
+	}
+	if r.Between != "" {
+		parts = append(parts, "between "+string(r.Between))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func printNodes(v orders.View, w io.Writer) error {

@@ -54,6 +54,7 @@ func (a *app) prefetchCommand() *cobra.Command {
 		board    boardFlags
 		at       atFlags
 		req      orders.Request
+		plan     planFlags
 		deadline time.Duration
 		wait     bool
 	)
@@ -80,11 +81,19 @@ With --into-memory a node that has every byte reads it into its page cache befor
 it is ready: as much as its memory, and the limits of the agent's cgroup (v2), leave
 room for beside what is in use otherwise, less a tenth. What did not fit the result says.
 
+By default nodes fetch every byte. With --order model they fetch in the order in which
+engines load a model, with --tp, --pp and --rank only what one rank of several needs,
+and with --order trace only what the newest trusted trace (` + "`spate trace`" + `) names; ready
+are then those that hold that. --rate limits what each of them fetches for the order,
+and --between keeps it to some hours of each day, by the nodes' clocks.
+
 With --at the nodes are those of another cluster, whose registry gets what it
 lacks first: from its upstream if it follows one, else through this command, once,
 with signatures and all other referrers. Deadlines count from there on.`,
 		Example: `  spate prefetch 127.0.0.1:5000/qwen:v1 --pool gpu --ready 8 --deadline 60s
   spate prefetch 127.0.0.1:5000/qwen:v1 --pool gpu --at https://registry.other:5000
+  spate prefetch 127.0.0.1:5000/qwen:v1 --nodes gpu-1 --tp 2 --rank 0
+  spate prefetch 127.0.0.1:5000/qwen:v1 --pool gpu --rate 1gbit --between 22:00-06:00
   spate prefetch 127.0.0.1:5000/qwen:v1 --pool gpu --wait=false
   spate prefetch status 3f1c0a9be2d47785`,
 		Args: a.args(cobra.MinimumNArgs(1)),
@@ -102,8 +111,14 @@ with signatures and all other referrers. Deadlines count from there on.`,
 			if len(clusters) > 0 && board.registry != "" {
 				return usage(errors.New("--registry has no meaning with --at, which says whose orders they are"))
 			}
+			if err := plan.into(&req, cmd.Flags()); err != nil {
+				return usage(err)
+			}
 			if err := board.pin(ctx, args, &req); err != nil {
 				return err
+			}
+			if err := req.Check(); err != nil {
+				return usage(err)
 			}
 			if len(clusters) > 0 {
 				return a.prefetchAt(ctx, clusters, args, req, wait, board.remotes.options())
@@ -131,7 +146,9 @@ with signatures and all other referrers. Deadlines count from there on.`,
 	board.remotes.register(f)
 	at.register(f)
 	f.StringVar(&req.Pool, "pool", "", "`name` of the pool: agents with --label pool=NAME; all agents when empty")
-	f.IntVar(&req.Ready, "ready", 0, "how `many` nodes have to hold everything; 0 is all of the pool that are connected now")
+	f.StringSliceVar(&req.NodeNames, "nodes", nil, "`names` of nodes instead of a pool, as `spate placement` and the order's result show them")
+	plan.register(f)
+	f.IntVar(&req.Ready, "ready", 0, "how `many` nodes have to hold everything; 0 is all of --nodes, or of the pool that are connected now")
 	f.DurationVar(&deadline, "deadline", 0, "how long it may take; 0 is as long as it takes, a day at most")
 	f.BoolVar(&req.IntoMemory, "into-memory", false, "read it into the nodes' page caches too, as far as there is room")
 	f.BoolVar(&wait, "wait", true, "wait; else print the order's id and end at once")

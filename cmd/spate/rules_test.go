@@ -43,7 +43,7 @@ var rooms = map[string][]string{
 	"oci/snapshot/containerdtest": {},
 	"oci/mirror":                  {"oci", "oci/remote", "signing"},
 	"prefetch":                    {"oci", "oci/model/format"},
-	"prefetch/orders":             {},
+	"prefetch/orders":             {"prefetch"},
 	"prefetch/placement":          {"oci/image", "oci/registry", "prefetch/orders"},
 	"prefetch/warm":               {"oci", "signing"},
 	"signing":                     {"oci"},

@@ -132,10 +132,10 @@ func (b *Board) sweep() {
 // has ended is begun anew. When Place returns without error the order is kept. ctx
 // governs how long it waits for nodes to connect to a board that has just started.
 func (b *Board) Place(ctx context.Context, r Request) (View, error) {
-	if err := r.check(); err != nil {
+	if err := r.Check(); err != nil {
 		return View{}, err
 	}
-	if wait := b.settled.Sub(b.opts.Now()); r.Ready == 0 && wait > 0 {
+	if wait := b.settled.Sub(b.opts.Now()); r.Ready == 0 && len(r.NodeNames) == 0 && wait > 0 {
 		select {
 		case <-ctx.Done():
 			return View{}, ctx.Err()
@@ -161,7 +161,7 @@ func (b *Board) Place(ctx context.Context, r Request) (View, error) {
 		life = time.Duration(r.Deadline * float64(time.Second))
 	}
 	o := &order{progress: make(map[string]Progress), Order: Order{
-		ID: id, Request: r, Run: run, Need: r.Ready, Members: b.pool(r.Pool), Created: now, Ends: now.Add(life), State: Active,
+		ID: id, Request: r, Run: run, Need: r.Ready, Members: b.members(r), Created: now, Ends: now.Add(life), State: Active,
 	}}
 	if o.Need == 0 {
 		o.Need = len(o.Members)
@@ -302,7 +302,7 @@ func (b *Board) view(o *order) View {
 		names = append(names, name)
 	}
 	if o.offered(b.opts.Now()) {
-		names = append(names, b.pool(o.Pool)...)
+		names = append(names, b.connectedOf(o.Request)...)
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)

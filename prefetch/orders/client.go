@@ -36,7 +36,13 @@ func NewClient(hc *http.Client, base string) *Client {
 
 // Place is Board.Place.
 func (c *Client) Place(ctx context.Context, r Request) (v View, err error) {
-	return v, c.call(ctx, settling+patience, http.MethodPost, OrdersPath, r, &v)
+	if err := c.call(ctx, settling+patience, http.MethodPost, OrdersPath, r, &v); err != nil {
+		return View{}, err
+	}
+	if v.ID != r.ID() {
+		return View{}, fmt.Errorf("the registry took this for another order, %s, as one does that is older than this program; cancel that", v.ID)
+	}
+	return v, nil
 }
 
 // View is Board.View.

@@ -97,7 +97,7 @@ func (b *Board) record(r Report) error {
 		before, known := o.progress[r.Node]
 		p, ok := told[id]
 		switch {
-		case !ok || p.Run != o.Run || !isIn(o.Pool, r.Labels):
+		case !ok || p.Run != o.Run || !o.isFor(r.Node, r.Labels):
 			if known && o.State == Active {
 				delete(o.progress, r.Node)
 				b.told--
@@ -123,8 +123,11 @@ func (b *Board) work(name string, n *node) Work {
 	w := Work{Tasks: []Task{}}
 	for _, o := range b.orders {
 		enough := o.State == Done && o.progress[name].State == Ready
-		if o.offered(now) && isIn(o.Pool, n.labels) && !enough {
-			w.Tasks = append(w.Tasks, Task{Order: o.ID, Run: o.Run, References: o.References, IntoMemory: o.IntoMemory})
+		if o.offered(now) && o.isFor(name, n.labels) && !enough {
+			w.Tasks = append(w.Tasks, Task{
+				Order: o.ID, Run: o.Run, References: o.References, IntoMemory: o.IntoMemory,
+				Plan: o.Plan, Rate: o.Rate, Between: o.Between,
+			})
 		}
 	}
 	return w
@@ -137,11 +140,19 @@ func (w Work) matches(told []Progress) bool {
 	})
 }
 
-// pool returns the connected nodes of a pool. The caller holds b.mu.
-func (b *Board) pool(pool string) []string {
+// members returns the nodes that an order is for which begins now. The caller holds b.mu.
+func (b *Board) members(r Request) []string {
+	if len(r.NodeNames) > 0 {
+		return r.NodeNames
+	}
+	return b.connectedOf(r)
+}
+
+// connectedOf returns the connected nodes that r is for. The caller holds b.mu.
+func (b *Board) connectedOf(r Request) []string {
 	names := []string{}
 	for name, n := range b.nodes {
-		if isIn(pool, n.labels) && b.connected(n) {
+		if r.isFor(name, n.labels) && b.connected(n) {
 			names = append(names, name)
 		}
 	}

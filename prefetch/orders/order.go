@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"oras.land/oras-go/v2/registry"
@@ -26,6 +27,7 @@ const PoolLabel = "pool"
 // Limits of one order.
 const (
 	MaxReferences = 64
+	MaxNodes      = 1024    // by name
 	maxReference  = 1 << 10 // bytes
 	maxReady      = maxNodes
 	maxName       = 253 // bytes of a node's name, a pool, a label
@@ -40,15 +42,24 @@ const (
 // A Request asks for references to be held by nodes of a pool. Requests that are
 // equal are one order.
 type Request struct {
-	References []string `json:"references"`      // HOST[:PORT]/NAME@DIGEST each
-	Pool       string   `json:"pool,omitempty"`  // every node when empty
-	Ready      int      `json:"ready,omitempty"` // how many nodes are enough; 0 is all of the pool that are connected when the order is accepted
+	References []string `json:"references"`          // HOST[:PORT]/NAME@DIGEST each
+	Pool       string   `json:"pool,omitempty"`      // every node when empty
+	NodeNames  []string `json:"nodeNames,omitempty"` // instead of a pool: these, sorted, whether they are connected or not
+	Ready      int      `json:"ready,omitempty"`     // how many nodes are enough; 0 is all of NodeNames, or of the pool that are connected when the order is accepted
 
 	// Deadline is when the order ends, in seconds after it is accepted; 0 is DefaultLife.
 	Deadline float64 `json:"deadlineSeconds,omitempty"`
 
 	// IntoMemory asks for the bytes to be in the page cache too, as far as there is room.
 	IntoMemory bool `json:"intoMemory,omitempty"`
+
+	Plan Plan `json:"plan,omitzero"`
+
+	// Rate is how many bytes a second a node fetches for the order, at most; 0 is no limit.
+	Rate int64 `json:"rate,omitempty"`
+
+	// Between is when nodes fetch for the order. Its deadline does not wait for that.
+	Between Hours `json:"between,omitempty"`
 }
 
 // ID returns the name of the order that r makes: 16 hex digits, which follow from r alone.
@@ -58,8 +69,16 @@ func (r Request) ID() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// check reports whether a foreign request is within bounds.
-func (r Request) check() error {
+// isFor reports whether the order is for a node of that name and with those labels.
+func (r Request) isFor(name string, labels map[string]string) bool {
+	if len(r.NodeNames) > 0 {
+		return slices.Contains(r.NodeNames, name)
+	}
+	return isIn(r.Pool, labels)
+}
+
+// Check reports whether a board accepts r. The error says what is wrong with it.
+func (r Request) Check() error {
 	if n := len(r.References); n == 0 || n > MaxReferences {
 		return fmt.Errorf("%d references are outside 1..%d", n, MaxReferences)
 	}
@@ -81,8 +100,39 @@ func (r Request) check() error {
 	if r.Ready < 0 || r.Ready > maxReady {
 		return fmt.Errorf("%d nodes are outside 0..%d", r.Ready, maxReady)
 	}
+	if err := r.checkNodes(); err != nil {
+		return err
+	}
 	if !(r.Deadline >= 0 && r.Deadline <= MaxDeadline.Seconds()) {
 		return fmt.Errorf("a deadline of %v seconds is outside 0..%v", r.Deadline, MaxDeadline.Seconds())
+	}
+	if r.Rate < 0 {
+		return fmt.Errorf("a rate of %d bytes a second is less than none", r.Rate)
+	}
+	if err := r.Plan.check(); err != nil {
+		return err
+	}
+	return r.Between.check()
+}
+
+func (r Request) checkNodes() error {
+	switch n := len(r.NodeNames); {
+	case n == 0:
+		return nil
+	case r.Pool != "":
+		return fmt.Errorf("an order is for a pool or for nodes by name, not for both")
+	case n > MaxNodes:
+		return fmt.Errorf("%d nodes by name, at most %d are accepted; give them a pool", n, MaxNodes)
+	case r.Ready > n:
+		return fmt.Errorf("%d of %d nodes can never be ready", r.Ready, n)
+	}
+	for i, name := range r.NodeNames {
+		if name == "" || len(name) > maxName {
+			return fmt.Errorf("node name %.40q of %d bytes is outside 1..%d", name, len(name), maxName)
+		}
+		if i > 0 && r.NodeNames[i-1] >= name {
+			return fmt.Errorf("nodes by name have to be sorted, each once; %.40q is not after %.40q", name, r.NodeNames[i-1])
+		}
 	}
 	return nil
 }
@@ -123,7 +173,7 @@ type Order struct {
 
 // check reports whether an order that was read from a file could have been written there.
 func (o Order) check() error {
-	if err := o.Request.check(); err != nil {
+	if err := o.Request.Check(); err != nil {
 		return err
 	}
 	if o.ID != o.Request.ID() || o.Run < 1 || o.Need < 1 || len(o.Members) > maxNodes || !o.State.valid() {

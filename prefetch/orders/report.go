@@ -10,14 +10,15 @@ type Standing string
 
 // The standings of a node.
 const (
-	Waiting  Standing = "waiting"  // it has told nothing yet
+	Waiting  Standing = "waiting"  // it has told nothing yet, or waits for the order's hours
 	Fetching Standing = "fetching" // it has admitted the order and fetches it
 	Failing  Standing = "failing"  // it cannot go on now, and tries again
 	Denied   Standing = "refused"  // its policy refuses a reference; it has fetched nothing of that
-	Ready    Standing = "ready"    // it holds every byte, verified
+	Ready    Standing = "ready"    // it holds every byte of the order's plan, verified
 )
 
-// A Progress says how far one node is with one run of an order. Bytes are of verified pieces.
+// A Progress says how far one node is with one run of an order. Bytes are of
+// verified pieces, of those that the order's plan names.
 type Progress struct {
 	Order string   `json:"order"`
 	Run   int      `json:"run"`
@@ -33,7 +34,7 @@ type Progress struct {
 
 	ETA   float64 `json:"etaSeconds"`      // how long the rest takes as fast as it comes now; -1 is not known
 	Bound float64 `json:"boundSeconds"`    // and how long with the node's whole link for it alone; -1 is not known
-	Error string  `json:"error,omitempty"` // why it fails or refuses
+	Error string  `json:"error,omitempty"` // why it fails, refuses or waits
 }
 
 // A Report says what a node is and how far it is with the orders that it works on.
@@ -63,6 +64,9 @@ type Task struct {
 	Run        int      `json:"run"`
 	References []string `json:"references"`
 	IntoMemory bool     `json:"intoMemory,omitempty"`
+	Plan       Plan     `json:"plan,omitzero"`
+	Rate       int64    `json:"rate,omitempty"`
+	Between    Hours    `json:"between,omitempty"`
 }
 
 // Limits of one report.

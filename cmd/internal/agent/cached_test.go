@@ -8,14 +8,13 @@ import (
 
 	"github.com/spate-project/spate/cache"
 	"github.com/spate-project/spate/cache/piece"
-	"github.com/spate-project/spate/p2p"
 )
 
 // TestEvictIdle: what nobody uses any more is shared until the cache needs its
 // room; then it has left the mesh, and is opened anew and fetched again.
 func TestEvictIdle(t *testing.T) {
 	w := watchAgent(t, nil)
-	art, err := w.open(t.Context(), w.ref, p2p.JoinOptions{})
+	art, err := w.open(t.Context(), w.ref, need{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -23,13 +22,13 @@ func TestEvictIdle(t *testing.T) {
 	if err := w.SetQuota(1); !isQuota(err) {
 		t.Errorf("a quota of less than is in use: %v", err)
 	}
-	w.release(art)
+	w.release(art, need{})
 	object := art.files[0].object
-	again, err := w.open(t.Context(), w.ref, p2p.JoinOptions{})
+	again, err := w.open(t.Context(), w.ref, need{})
 	if err != nil || again != art || object.Err() != nil {
 		t.Fatalf("what nobody used for a while was given up: %v, %v", err, object.Err())
 	}
-	w.release(again)
+	w.release(again, need{})
 
 	if err := w.SetQuota(1); err != nil {
 		t.Fatal(err)
@@ -53,11 +52,11 @@ func TestEvictIdle(t *testing.T) {
 	if err := w.SetQuota(0); err != nil {
 		t.Fatal(err)
 	}
-	anew, err := w.open(t.Context(), w.ref, p2p.JoinOptions{})
+	anew, err := w.open(t.Context(), w.ref, need{})
 	if err != nil || anew == art {
 		t.Fatalf("opened anew: %v", err)
 	}
-	defer w.release(anew)
+	defer w.release(anew, need{})
 	readArtifact(t, anew)
 }
 

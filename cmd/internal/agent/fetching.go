@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/spate-project/spate/cache/piece"
-	"github.com/spate-project/spate/p2p"
 	"github.com/spate-project/spate/prefetch/orders"
 )
 
@@ -24,6 +23,12 @@ const (
 	againFirst = time.Second
 	againMost  = 30 * time.Second
 )
+
+// An opened is an artifact that is open for an order.
+type opened struct {
+	artifact  *artifact
+	admission *Admission
+}
 
 // A fetching is this node's part in one run of an order.
 type fetching struct {
@@ -59,9 +64,16 @@ func (p *fetching) tell(f func(*orders.Progress)) {
 // ctx ends. What fails is tried again; what the policy refuses is not.
 func (p *fetching) run(ctx context.Context) {
 	for wait := againFirst; ; wait = min(2*wait, againMost) {
+		if !p.awaitHours(ctx) {
+			return
+		}
 		err := p.try(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errHours) {
+			wait = againFirst / 2
+			continue
 		}
 		denied := errors.Is(err, piece.ErrNotTrusted)
 		p.agent.log.Warn("a prefetch order is not carried out", "order", p.task.Order, "refused", denied, "err", err)
@@ -84,10 +96,11 @@ func (p *fetching) run(ctx context.Context) {
 
 // try returns why the order could not be carried out, or the context's error.
 func (p *fetching) try(ctx context.Context) error {
-	var opened []*artifact
+	var list []opened
+	need := need{all: !p.planned(), plan: p.planned()}
 	defer func() {
-		for _, art := range opened {
-			p.agent.release(art)
+		for _, o := range list {
+			p.agent.release(o.artifact, need)
 		}
 		p.agent.memory.giveBack(p.key())
 	}()
@@ -96,26 +109,58 @@ func (p *fetching) try(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		art, err := p.agent.use(admission, p2p.JoinOptions{Fill: true})
+		art, err := p.agent.use(admission, need)
 		if err != nil {
 			return err
 		}
-		opened = append(opened, art)
+		list = append(list, opened{art, admission})
 	}
-	return p.watch(ctx, opened)
+	if p.planned() {
+		return p.fetchPlanned(ctx, list)
+	}
+	return p.watch(ctx, list, nil)
 }
 
-// watch tells how far artifacts are until ctx ends or one of them cannot be read.
-func (p *fetching) watch(ctx context.Context, artifacts []*artifact) error {
+// awaitHours returns when it is time to fetch for the order, or false when ctx ends first.
+func (p *fetching) awaitHours(ctx context.Context) bool {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for !p.task.Between.Has(time.Now()) {
+		p.tell(func(told *orders.Progress) {
+			told.State, told.Error, told.Rate = orders.Waiting, fmt.Sprintf("it fetches for this order between %s", p.task.Between), 0
+		})
+		select {
+		case <-ctx.Done():
+			return false
+		case <-ticker.C:
+		}
+	}
+	return ctx.Err() == nil
+}
+
+// watch tells how far artifacts are, of a target if there is one, until ctx ends,
+// the order's hours are over before all is here, or one of them cannot be read.
+func (p *fetching) watch(ctx context.Context, artifacts []opened, of *target) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	populated := !p.task.IntoMemory
+	quiet := silence
+	if p.task.Rate > 0 {
+		quiet += time.Duration(2 * float64(longestSpan) / float64(p.task.Rate) * float64(time.Second))
+	}
 	var seen []holding // of the last rateWindow and one before, oldest first
 	moved := time.Now()
 	for {
 		now, err := p.agent.holding(artifacts)
 		if err != nil {
 			return err
+		}
+		if of != nil {
+			now.have, now.total = of.have.Load(), max(0, of.total.Load())
+		}
+		here := now.have == now.total && (of == nil || of.total.Load() >= 0)
+		if !here && !p.task.Between.Has(now.at) {
+			return errHours
 		}
 		if len(seen) > 0 && now.have != seen[len(seen)-1].have {
 			moved = now.at
@@ -130,13 +175,13 @@ func (p *fetching) watch(ctx context.Context, artifacts []*artifact) error {
 			told.State, told.Error = orders.Fetching, ""
 			told.Have, told.Total, told.Rate, told.ETA, told.Bound = now.have, now.total, rate, left.ETA, left.Bound
 			switch {
-			case now.have == now.total && populated:
+			case here && populated:
 				told.State, told.Rate = orders.Ready, 0
-			case now.at.Sub(moved) > silence:
-				told.State, told.Error = orders.Failing, fmt.Sprintf("no piece has come for %v; the log of the node's agent may say why", silence)
+			case now.at.Sub(moved) > quiet:
+				told.State, told.Error = orders.Failing, fmt.Sprintf("no piece has come for %v; the log of the node's agent may say why", quiet)
 			}
 		})
-		if now.have == now.total && !populated {
+		if here && !populated {
 			if err := p.populate(ctx, artifacts, now.total); err != nil {
 				return err
 			}
@@ -155,7 +200,7 @@ func (p *fetching) watch(ctx context.Context, artifacts []*artifact) error {
 func (p *fetching) key() string { return fmt.Sprintf("%s/%d", p.task.Order, p.task.Run) }
 
 // populate reads what was fetched into the page cache, as much as there is room for.
-func (p *fetching) populate(ctx context.Context, artifacts []*artifact, total int64) error {
+func (p *fetching) populate(ctx context.Context, artifacts []opened, total int64) error {
 	room, err := p.agent.memory.take(p.key(), total)
 	if err != nil {
 		return err
@@ -165,8 +210,8 @@ func (p *fetching) populate(ctx context.Context, artifacts []*artifact, total in
 	}
 	p.tell(func(told *orders.Progress) { told.Memory = 0 })
 	counted := make(map[piece.Digest]bool)
-	for _, art := range artifacts {
-		for _, f := range art.files {
+	for _, o := range artifacts {
+		for _, f := range o.artifact.files {
 			if d := f.object.Tree().Object().Digest; !counted[d] {
 				counted[d] = true
 				n, err := f.object.Populate(ctx, room)
@@ -190,9 +235,10 @@ type holding struct {
 }
 
 // holding counts each object once. The error is that of an object which cannot be read.
-func (a *Agent) holding(artifacts []*artifact) (holding, error) {
+func (a *Agent) holding(artifacts []opened) (holding, error) {
 	h, counted := holding{at: time.Now()}, make(map[piece.Digest]bool)
-	for _, art := range artifacts {
+	for _, x := range artifacts {
+		art := x.artifact
 		if err := art.err(); err != nil {
 			return h, fmt.Errorf("fetch %s: %w", art.reference, err)
 		}

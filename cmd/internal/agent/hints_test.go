@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"github.com/spate-project/spate/cache/piece"
-	"github.com/spate-project/spate/p2p"
 )
 
 // TestHintYields: whatever a hint said of a blob before, by a trusted index its
@@ -51,11 +50,11 @@ func TestHintYields(t *testing.T) {
 				t.Fatalf("a blob that is %s counts as held: %v", name, held != nil)
 			}
 
-			art, err := w.open(t.Context(), w.ref, p2p.JoinOptions{})
+			art, err := w.open(t.Context(), w.ref, need{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer w.release(art)
+			defer w.release(art, need{})
 			object := art.object(right.Object().Digest)
 			if held != nil && object != held.object {
 				t.Error("what was checked is not used by the index")

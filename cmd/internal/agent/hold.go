@@ -162,7 +162,7 @@ func (s *images) serve(im *shown, manifest digest.Digest) {
 	}
 	removed := !s.left && s.agent.context().Err() == nil
 	s.mu.Unlock()
-	s.agent.release(im.artifact)
+	s.agent.release(im.artifact, need{})
 	if removed {
 		s.free(im)
 	}

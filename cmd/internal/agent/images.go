@@ -23,7 +23,6 @@ import (
 	"github.com/spate-project/spate/oci/image"
 	"github.com/spate-project/spate/oci/mirror"
 	"github.com/spate-project/spate/oci/snapshot"
-	"github.com/spate-project/spate/p2p"
 )
 
 // images shows the objects of images' layers as files, from which the
@@ -360,11 +359,11 @@ func (s *images) show(ctx context.Context, im *shown, reference string, manifest
 			return fmt.Errorf("open %s: EROFS metadata of layer %s: %w", reference, l.Blob.Digest, err)
 		}
 	}
-	if im.artifact, err = s.agent.use(admission, p2p.JoinOptions{}); err != nil {
+	if im.artifact, err = s.agent.use(admission, need{}); err != nil {
 		return err
 	}
 	if err := s.mount(im, manifest); err != nil {
-		s.agent.release(im.artifact)
+		s.agent.release(im.artifact, need{})
 		return fmt.Errorf("open %s: %w", reference, err)
 	}
 	return nil

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/oci/mirror"
-	"github.com/spate-project/spate/p2p"
 )
 
 // mirrored gives the mirror the blobs that are objects, piece by piece, and by
@@ -35,17 +34,17 @@ func (m mirrored) Open(ctx context.Context, reference string, blob ocispec.Descr
 	if _, ok := admission.Index.Tree(digest); !ok {
 		return nil, fmt.Errorf("blob %s of %s: %w", blob.Digest, reference, piece.ErrNotHere)
 	}
-	art, err := m.agent.use(admission, p2p.JoinOptions{})
+	art, err := m.agent.use(admission, need{})
 	if err != nil {
 		return nil, err
 	}
 	object := art.object(digest)
 	if object == nil {
-		m.agent.release(art)
+		m.agent.release(art, need{})
 		return nil, fmt.Errorf("blob %s of %s: %w", blob.Digest, reference, piece.ErrNotHere)
 	}
 	read := readerAt(func(p []byte, off int64) (int, error) { return object.ReadContext(ctx, p, off) })
-	return &blobReader{io.NewSectionReader(read, 0, object.Size()), func() { m.agent.release(art) }}, nil
+	return &blobReader{io.NewSectionReader(read, 0, object.Size()), func() { m.agent.release(art, need{}) }}, nil
 }
 
 // Pass implements mirror.Blobs.

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spate-project/spate/cache/mount"
 	"github.com/spate-project/spate/cmd/internal/ui"
-	"github.com/spate-project/spate/p2p"
 )
 
 // lingering is how long an unmount waits for the file system to end. It may
@@ -19,6 +18,7 @@ const lingering = 2 * time.Second
 // A mounted is a mount of this agent.
 type mounted struct {
 	artifact *artifact // nil while it is being mounted
+	need     need
 	fs       *mount.FS
 	once     sync.Once
 	force    chan struct{} // closed to unmount by force
@@ -58,7 +58,8 @@ func (a *Agent) Mount(ctx context.Context, req MountRequest) (err error) {
 }
 
 func (a *Agent) mount(ctx context.Context, req MountRequest, m *mounted) error {
-	art, err := a.open(ctx, req.Reference, p2p.JoinOptions{Fill: !req.Lazy, Priority: req.Priority})
+	n := need{all: !req.Lazy, priority: req.Priority}
+	art, err := a.open(ctx, req.Reference, n)
 	if err != nil {
 		return err
 	}
@@ -74,12 +75,12 @@ func (a *Agent) mount(ctx context.Context, req MountRequest, m *mounted) error {
 		err = fs.Mount(req.Dir)
 	}
 	if err != nil {
-		a.release(art)
+		a.release(art, n)
 		return fmt.Errorf("mount %s: %w", req.Reference, err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	m.artifact, m.fs = art, fs
+	m.artifact, m.need, m.fs = art, n, fs
 	// This request is a task of the agent's, so that there is room for one more.
 	a.tasks.Go(func() { a.serveMount(a.running, req.Dir, m) })
 	return nil
@@ -100,7 +101,7 @@ func (a *Agent) serveMount(ctx context.Context, dir string, m *mounted) {
 		a.log.Error("serve a mount", "dir", dir, "err", err)
 	}
 	a.forget(dir, m)
-	a.release(m.artifact)
+	a.release(m.artifact, m.need)
 	close(m.done)
 }
 

@@ -28,13 +28,22 @@ type artifact struct {
 	reference string
 	digest    string // of the manifest
 	files     []file
-	users     int  // mounts and pulls; guarded by Agent.mu
+	users     int  // mounts, pulls, orders; guarded by Agent.mu
+	fills     int  // of them, those that want all of it; guarded by Agent.mu
+	planned   bool // what was planned of it has come, and is kept; guarded by Agent.mu
 	lingers   bool // its objects do, as nobody uses it; guarded by Agent.mu
 
 	recorder *prefetch.Recorder // of reads through mounts
 	open     context.Context    // ends when the objects are closed
 	shut     context.CancelFunc
 	replays  bool // its trace is looked for, or was; guarded by Agent.mu
+}
+
+// A need is what an artifact is used for. The zero need is to read it.
+type need struct {
+	all      bool // all of it is fetched in the background
+	priority int  // of that, as p2p.JoinOptions has it
+	plan     bool // nobody reads it, what is planned is fetched by other means
 }
 
 // A file is one file of an artifact.
@@ -57,8 +66,8 @@ func (f file) whole(ctx context.Context) error {
 	return nil
 }
 
-// open admits reference and brings its objects into the mesh as fill says. Each open is matched by one release.
-func (a *Agent) open(ctx context.Context, reference string, fill p2p.JoinOptions) (*artifact, error) {
+// open admits reference and brings its objects into the mesh. Each open is matched by one release.
+func (a *Agent) open(ctx context.Context, reference string, n need) (*artifact, error) {
 	admission, err := a.admit(ctx, reference, online)
 	if err != nil {
 		return nil, err
@@ -67,11 +76,11 @@ func (a *Agent) open(ctx context.Context, reference string, fill p2p.JoinOptions
 		return nil, ui.WithHint(fmt.Errorf("open %s: it is a container image, which has layers and no files", reference),
 			"have containerd pull it, with the agent as its snapshotter")
 	}
-	return a.use(admission, fill)
+	return a.use(admission, n)
 }
 
-// use brings the objects of what was admitted into the mesh as fill says. Each use is matched by one release.
-func (a *Agent) use(admission *Admission, fill p2p.JoinOptions) (_ *artifact, err error) {
+// use brings the objects of what was admitted into the mesh. Each use is matched by one release with the same need.
+func (a *Agent) use(admission *Admission, n need) (_ *artifact, err error) {
 	reference := admission.Trusted.Reference()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -89,15 +98,18 @@ func (a *Agent) use(admission *Admission, fill p2p.JoinOptions) (_ *artifact, er
 		a.artifacts[key] = art
 	}
 	art.users++
-	if err = art.err(); err == nil && !a.spawn(func(ctx context.Context) { a.fetch(ctx, art, fill) }) {
+	if n.all {
+		art.fills++
+	}
+	if err = art.err(); err == nil && !a.spawn(func(ctx context.Context) { a.fetch(ctx, art, n) }) {
 		err = errEnding
 	}
 	// Where all of it comes anyway a trace has nothing to say.
-	if err == nil && !fill.Fill && !art.replays {
+	if err == nil && !n.all && !n.plan && !art.replays {
 		art.replays = a.spawn(func(ctx context.Context) { a.replay(ctx, art, admission) })
 	}
 	if err != nil {
-		a.unuse(art)
+		a.unuse(art, n)
 		return nil, fmt.Errorf("open %s: %w", reference, err)
 	}
 	return art, nil
@@ -167,8 +179,8 @@ func (art *artifact) object(d piece.Digest) *cache.Object {
 }
 
 // fetch hashes again what an earlier process left of the artifact, so that it
-// is shared and not fetched anew, and has the rest fetched where fill says so, file after file.
-func (a *Agent) fetch(ctx context.Context, art *artifact, fill p2p.JoinOptions) {
+// is shared and not fetched anew, and has the rest fetched where it is needed, file after file.
+func (a *Agent) fetch(ctx context.Context, art *artifact, n need) {
 	for _, f := range art.files {
 		if err := f.object.Recheck(ctx); err != nil {
 			if ctx.Err() == nil && !errors.Is(err, fs.ErrClosed) {
@@ -176,45 +188,69 @@ func (a *Agent) fetch(ctx context.Context, art *artifact, fill p2p.JoinOptions) 
 			}
 			return
 		}
-		if fill.Fill {
-			f.object.ReadAhead(0) // all of it comes
-		}
-		if err := a.join(f.object, fill); err != nil {
+		if err := a.join(art, f.object, n); err != nil {
 			a.log.Error("share and fill", "reference", art.reference, "file", f.Path, "err", err)
 		}
 	}
 }
 
-// join has the mesh fetch an object as fill says, unless it was closed meanwhile and has left.
-func (a *Agent) join(o *cache.Object, fill p2p.JoinOptions) error {
+// join has the mesh share an object, and fetch it while it is needed, unless it
+// was closed meanwhile and has left.
+func (a *Agent) join(art *artifact, o *cache.Object, n need) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if o.Err() != nil {
 		return nil
 	}
-	return a.mesh.Join(o, fill)
+	fill := n.all && art.fills > 0
+	if fill {
+		o.ReadAhead(0) // all of it comes
+	}
+	return a.mesh.Join(o, p2p.JoinOptions{Fill: fill, Priority: n.priority})
 }
 
-// release ends one use of art. What is complete stays open and is shared until
-// the cache needs its room; what is not is closed and no longer fetched.
-func (a *Agent) release(art *artifact) {
+// release ends one use of art. Once nobody needs all of it, it is no longer
+// fetched. Once nobody uses it, what is complete, or has what was planned of it,
+// stays open and is shared until the cache needs its room; other is closed.
+func (a *Agent) release(art *artifact, n need) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.unuse(art)
+	a.unuse(art, n)
 }
 
 // unuse is release. The caller holds a.mu.
-func (a *Agent) unuse(art *artifact) {
+func (a *Agent) unuse(art *artifact, n need) {
+	if n.all {
+		if art.fills--; art.fills == 0 {
+			a.unfill(art)
+		}
+	}
 	if art.users--; art.users > 0 {
 		return
 	}
-	if !art.complete() {
+	if !art.complete() && !art.planned {
 		a.drop(art)
 		return
 	}
 	art.lingers = true
 	for _, f := range art.files {
 		f.object.Linger()
+	}
+}
+
+// unfill ends the fetching of art's objects but for what is read, where no other
+// artifact that has them needs all of them. The caller holds a.mu.
+func (a *Agent) unfill(art *artifact) {
+	for _, f := range art.files {
+		d := f.object.Tree().Object().Digest
+		needed := false
+		for _, other := range a.artifacts {
+			needed = needed || other.fills > 0 && other.object(d) != nil
+		}
+		if !needed {
+			a.mesh.Unfill(d)
+			f.object.ReadAhead(readAhead)
+		}
 	}
 }
 

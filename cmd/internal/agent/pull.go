@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"time"
-
-	"github.com/spate-project/spate/p2p"
 )
 
 const (
@@ -34,11 +32,12 @@ func (a *Agent) Pull(ctx context.Context, req PullRequest, report func(Event)) (
 	ctx, ended := a.opts.Tracer.Start(ctx, "pull", slog.String("reference", req.Reference))
 	defer func() { ended(err) }()
 	reference, dir := req.Reference, req.Dir
-	art, err := a.open(ctx, reference, p2p.JoinOptions{Fill: true, Priority: req.Priority})
+	all := need{all: true, priority: req.Priority}
+	art, err := a.open(ctx, reference, all)
 	if err != nil {
 		return err
 	}
-	defer a.release(art)
+	defer a.release(art, all)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("pull %s: %w", reference, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/time/rate"
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/spate-project/spate/cache"
@@ -18,18 +19,6 @@ import (
 const (
 	// tracing is how long after the first read of an artifact reads are of its start.
 	tracing = 5 * time.Minute
-
-	// replaying bounds the bytes of a trace that are on their way at once, and
-	// replayingSpans the runs of pieces that they lie in: the mesh keeps in mind
-	// twice as many of an object (tracker.MaxSpans), and readers have some too.
-	replaying      = 64 << 20
-	replayingSpans = 32
-
-	// longestSpan makes spans short, so that what comes makes room soon.
-	longestSpan = 2 << 20
-
-	// telling is after what time the mesh is told again of what did not come.
-	telling = 5 * time.Second
 )
 
 // recorded is an object whose reads through a mount are recorded.
@@ -98,8 +87,19 @@ func (a *Agent) replay(ctx context.Context, art *artifact, admission *Admission)
 	} else if reads, err = a.program(ctx, admission); err != nil {
 		a.log.Info("nothing is known of what a container reads first", "reference", art.reference, "err", err)
 	}
-	r := replay{agent: a, art: art}
-	if err := r.run(ctx, reads); err != nil && ctx.Err() == nil {
+	f := feed{
+		ask: func(d piece.Digest, first, last int) (release func()) {
+			a.mesh.Ahead(d, first, last)
+			return func() {}
+		},
+		here: func(bytes int64, fetched bool) {
+			if fetched {
+				a.replayed.Add(bytes)
+			}
+		},
+		rate: rate.NewLimiter(rate.Inf, 0),
+	}
+	if err := f.run(ctx, reads, art); err != nil && ctx.Err() == nil {
 		a.log.Warn("what is read first is not fetched to its end", "reference", art.reference, "err", err)
 	}
 }
@@ -131,92 +131,4 @@ func (a *Agent) loadTrace(ctx context.Context, documents signing.Repository, sub
 	}
 	trace, err := prefetch.LoadTrace(ctx, documents, manifest.Bytes)
 	return &trace, steps, err
-}
-
-// A replay is a trace that is being fetched, in order, a window of it at a time.
-type replay struct {
-	agent   *Agent
-	art     *artifact
-	window  []span // on their way, in order
-	bytes   int64  // of window
-	waiting span   // to be told of; it grows while pieces follow it
-}
-
-// A span is the pieces [first, last) of an object.
-type span struct {
-	object      *cache.Object
-	first, last int
-	bytes       int64
-}
-
-func (r *replay) run(ctx context.Context, reads prefetch.Plan) error {
-	var objects []piece.Object
-	for _, f := range r.art.files {
-		objects = append(objects, f.object.Tree().Object())
-	}
-	for d, i := range reads.Pieces(objects...) {
-		object := r.art.object(d)
-		if object.Has(i) {
-			continue
-		}
-		_, n := object.Tree().Object().Span(i)
-		if w := &r.waiting; w.object != object || w.last != i || w.bytes+int64(n) > longestSpan {
-			if err := r.tell(ctx); err != nil {
-				return err
-			}
-			r.waiting = span{object: object, first: i, last: i}
-		}
-		r.waiting.last++
-		r.waiting.bytes += int64(n)
-	}
-	if err := r.tell(ctx); err != nil {
-		return err
-	}
-	for len(r.window) > 0 {
-		if err := r.take(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// tell tells the mesh of what is waiting, once there is room for it.
-func (r *replay) tell(ctx context.Context) error {
-	s := r.waiting
-	if s.object == nil {
-		return ctx.Err()
-	}
-	for len(r.window) == replayingSpans || r.bytes+s.bytes > replaying {
-		if err := r.take(ctx); err != nil {
-			return err
-		}
-	}
-	r.window = append(r.window, s)
-	r.bytes += s.bytes
-	r.agent.mesh.Ahead(s.object.Tree().Object().Digest, s.first, s.last)
-	return nil
-}
-
-// take waits for the first span of the window, and takes it off. What the mesh
-// has given up, or takes a part of at a time, it is told of again.
-func (r *replay) take(ctx context.Context) error {
-	s := r.window[0]
-	for i := s.first; i < s.last; {
-		waiting, cancel := context.WithTimeout(ctx, telling)
-		err := s.object.Wait(waiting, i)
-		late := waiting.Err() != nil
-		cancel()
-		switch {
-		case err == nil:
-			i++
-		case ctx.Err() != nil || !late:
-			return err
-		default:
-			r.agent.mesh.Ahead(s.object.Tree().Object().Digest, i, s.last)
-		}
-	}
-	r.window = r.window[1:]
-	r.bytes -= s.bytes
-	r.agent.replayed.Add(s.bytes)
-	return nil
 }

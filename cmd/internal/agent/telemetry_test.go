@@ -22,7 +22,6 @@ import (
 	"github.com/spate-project/spate/cmd/internal/lab"
 	"github.com/spate-project/spate/cmd/internal/telemetry"
 	"github.com/spate-project/spate/oci/registry"
-	"github.com/spate-project/spate/p2p"
 	"github.com/spate-project/spate/p2p/link"
 )
 
@@ -100,7 +99,7 @@ func (w *watched) scrape(t *testing.T) map[string]*dto.MetricFamily {
 func TestMetrics(t *testing.T) {
 	w := watchAgent(t, nil)
 	before := w.scrape(t)
-	art, err := w.open(t.Context(), w.ref, p2p.JoinOptions{})
+	art, err := w.open(t.Context(), w.ref, need{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +203,7 @@ func TestTrace(t *testing.T) {
 		ended(nil)
 		on = ctx != t.Context()
 	}
-	art, err := w.open(t.Context(), w.ref, p2p.JoinOptions{})
+	art, err := w.open(t.Context(), w.ref, need{})
 	if err != nil {
 		t.Fatal(err)
 	}
