@@ -2,13 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"net/url"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -72,29 +68,13 @@ func (b *boardFlags) of(reference string) error {
 
 // placement asks the registry.
 func (b *boardFlags) placement(ctx context.Context, reference, pool, zone string) (p placement.Placement, err error) {
-	ask := strings.TrimSuffix(b.registry, "/") + placement.Path + "?" + url.Values{"ref": {reference}, "pool": {pool}, "zone": {zone}}.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, ask, nil)
-	if err != nil {
-		return p, err
-	}
 	transport := remote.NewTransport()
 	defer transport.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		return p, fmt.Errorf("ask %s: %w", b.shown(), err)
+	p, err = placement.Ask(ctx, &http.Client{Transport: transport}, b.registry, reference, pool, zone)
+	if errors.Is(err, placement.ErrNoPlacement) {
+		return p, ui.WithHint(err, "name a `spate registry` with --registry")
 	}
-	defer resp.Body.Close()
-	answer := json.NewDecoder(io.LimitReader(resp.Body, 16<<20))
-	if resp.StatusCode != http.StatusOK {
-		var f struct {
-			Error string `json:"error"`
-		}
-		if answer.Decode(&f) == nil && f.Error != "" {
-			return p, errors.New(f.Error)
-		}
-		return p, ui.WithHint(fmt.Errorf("ask %s: it answers %s", b.shown(), resp.Status), "name a `spate registry` with --registry")
-	}
-	return p, answer.Decode(&p)
+	return p, err
 }
 
 func printPlacement(w io.Writer, p placement.Placement) error {

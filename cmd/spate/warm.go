@@ -129,7 +129,7 @@ without a set gets its first one.
 What is there already has to be signed by --sign-key or one of the --key files:
 nothing is signed on another's behalf.`,
 		Example: `  spate warm add 127.0.0.1:5000/qwen:v1 --pool gpu --sign-key cosign.key
-  spate warm add 10.0.0.1:5000/qwen:v1 --pool gpu --priority 10 --sign-key cosign.key`,
+  spate warm add 10.0.0.1:5000/qwen:v1 --pool gpu --priority 10 --seeds 2 --sign-key cosign.key`,
 		Args: a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := remote.Open(args[0], w.remotes.options())
@@ -158,6 +158,7 @@ nothing is signed on another's behalf.`,
 	f := cmd.Flags()
 	w.registerSigning(f)
 	f.IntVar(&entry.Priority, "priority", 0, "what has a higher one is fetched first; among equals the oldest")
+	f.IntVar(&entry.Seeds, "seeds", 0, "how `many` nodes of each zone fetch it first, so that the others have peers; 0 is all at once")
 	return cmd
 }
 

@@ -35,9 +35,9 @@ func (v warmView) print(w io.Writer) error {
 	if len(v.Entries) == 0 {
 		return nil
 	}
-	t := ui.NewTable("REFERENCE", "DIGEST", "PRIORITY", "ADDED")
+	t := ui.NewTable("REFERENCE", "DIGEST", "PRIORITY", "SEEDS", "ADDED")
 	for _, e := range v.Entries {
-		t.Row(e.Name(), shortDigest(e.Digest()), e.Priority, e.Added.Local().Format(time.DateTime))
+		t.Row(e.Name(), shortDigest(e.Digest()), e.Priority, e.Seeds, e.Added.Local().Format(time.DateTime))
 	}
 	return t.Print(w)
 }

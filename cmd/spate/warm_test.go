@@ -118,3 +118,51 @@ func TestWarm(t *testing.T) {
 		t.Errorf("what was taken out cannot be removed: %s, %v", out, err)
 	}
 }
+
+// TestWarmSeeds: one node of each zone fetches first and the others wait for it;
+// when it is gone another one takes its place.
+func TestWarmSeeds(t *testing.T) {
+	names := []string{"a", "b", "c", "d"}
+	s := newSite(t, names)
+	ref := s.pushModel("qwen", 24<<20, "--sign-key", s.keys.Sign())
+	var nodes []*node
+	for i, name := range names {
+		nodes = append(nodes, s.newPeer(name, slow, "--label", "pool=gpu", "--zone", []string{"east", "east", "east", "west"}[i]))
+	}
+	s.eventually("all nodes are known", func() bool {
+		out, err := s.spate("placement", ref, "--pool", "gpu")
+		return err == nil && strings.Count(out, "east") == 3
+	})
+	s.warm("add", ref, "--seeds", "1")
+	var seed *node
+	s.eventually("one node of the east fetches, and the others wait", func() bool {
+		fetching, waiting := 0, 0
+		for _, n := range nodes[:3] {
+			switch e := n.warmEntry(ref); {
+			case e.State == orders.Fetching && e.Have > 0:
+				seed = n
+				fetching++
+			case e.State == orders.Waiting && strings.Contains(e.Error, "0 of 1 seeds"):
+				waiting++
+			}
+		}
+		return fetching == 1 && waiting == 2 && nodes[3].warmEntry(ref).State == orders.Fetching
+	})
+	seed.kill()
+	var next *node
+	s.eventually("another one fetches", func() bool {
+		for _, n := range nodes[:3] {
+			if n != seed && n.warmEntry(ref).State == orders.Fetching {
+				next = n
+			}
+		}
+		return next != nil
+	})
+	next.lift()
+	for _, n := range nodes[:3] {
+		if n != seed {
+			n.lift()
+			n.warms(ref)
+		}
+	}
+}

@@ -24,7 +24,8 @@ import (
 // Bounds of a set.
 const (
 	MaxEntries   = 256
-	MaxPriority  = 1000    // and the least is its negative
+	MaxPriority  = 1000 // and the least is its negative
+	MaxSeeds     = 1000
 	maxReference = 1 << 10 // bytes
 	maxSet       = 1 << 20 // bytes, as JSON
 )
@@ -42,6 +43,10 @@ type Entry struct {
 	Tag       string    `json:"tag,omitempty"`      // that it had when it was added; empty when it was added by digest
 	Priority  int       `json:"priority,omitempty"` // what has a higher one is fetched first
 	Added     time.Time `json:"added"`
+
+	// Seeds is how many nodes of each zone fetch it first: the others begin when
+	// these hold it, with peers. 0 is all at once.
+	Seeds int `json:"seeds,omitempty"`
 }
 
 // Name returns what the entry was added as: HOST[:PORT]/NAME:TAG, or by its digest.
@@ -77,6 +82,9 @@ func (e Entry) Check() error {
 	}
 	if e.Priority < -MaxPriority || e.Priority > MaxPriority {
 		return fmt.Errorf("reference %q: priority %d is outside %d..%d", e.Reference, e.Priority, -MaxPriority, MaxPriority)
+	}
+	if e.Seeds < 0 || e.Seeds > MaxSeeds {
+		return fmt.Errorf("reference %q: %d seeds are outside 0..%d", e.Reference, e.Seeds, MaxSeeds)
 	}
 	return nil
 }

@@ -235,7 +235,7 @@ type WarmEntry struct {
 	State orders.Standing `json:"state"`
 	Have  int64           `json:"haveBytes"`
 	Total int64           `json:"totalBytes"`      // 0 while it is not known
-	Error string          `json:"error,omitempty"` // why it fails or is refused
+	Error string          `json:"error,omitempty"` // why it fails, is refused or waits
 }
 
 // status returns the sets that there are or were, by registry.

@@ -26,6 +26,7 @@ type warming struct {
 	mu       sync.Mutex
 	fetching *fetching // nil before it and while it fails
 	err      error     // why there is none
+	waits    string    // for what there is none yet
 }
 
 // work begins entries in their order, the next one when the one before is ready or
@@ -99,6 +100,8 @@ func (e *warming) run(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
+			e.set(nil, nil)
+			e.awaitSeeds(ctx)
 			f := newFetching(w.agent, orders.Task{Order: pinName(w.pool, e.entry.Reference), References: []string{e.entry.Reference}})
 			e.set(f, nil)
 			f.run(ctx)
@@ -187,7 +190,7 @@ func (e *warming) busy() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.fetching == nil {
-		return e.err == nil
+		return e.err == nil && e.waits == ""
 	}
 	state := e.fetching.told().State
 	return state == orders.Waiting || state == orders.Fetching
@@ -207,6 +210,8 @@ func (e *warming) status(entry warm.Entry) WarmEntry {
 		s.State, s.Have, s.Total, s.Error = told.State, told.Have, told.Total, told.Error
 	case errors.Is(e.err, piece.ErrNotTrusted):
 		s.State, s.Error = orders.Denied, e.err.Error()
+	case e.waits != "":
+		s.Error = e.waits
 	case e.err != nil:
 		s.State, s.Error = orders.Failing, e.err.Error()
 	}
