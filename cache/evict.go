@@ -41,6 +41,7 @@ type Held struct {
 	Used   time.Time    `json:"lastUse"`   // when it was opened, closed or left to linger last
 	InUse  bool         `json:"inUse"`
 	Pins   []string     `json:"pins,omitempty"` // names that pin it, in order
+	Keep   bool         `json:"keep,omitempty"` // Options.Keep says so
 }
 
 // evictable reports whether the object may go to make room.
@@ -55,14 +56,13 @@ func (s *Store) List() []Held {
 	return list
 }
 
-// list returns what lies in the cache in the order in which it is evicted, by
-// last use, with what is not evictable in between. s.mu is held.
+// list returns what lies in the cache in the order of its last use. s.mu is held.
 func (s *Store) list() []Held {
 	s.account.mu.Lock()
 	list := make([]Held, 0, len(s.account.objects))
 	for d, e := range s.account.objects {
 		o := s.objects[d]
-		list = append(list, Held{Digest: d, Size: e.size, Bytes: e.bytes, Used: e.used, InUse: o != nil && o.refs > 0, Pins: s.pins.of(d)})
+		list = append(list, Held{Digest: d, Size: e.size, Bytes: e.bytes, Used: e.used, InUse: o != nil && o.refs > 0, Pins: s.pins.of(d), Keep: s.opts.Keep != nil && s.opts.Keep(d)})
 	}
 	s.account.mu.Unlock()
 	slices.SortFunc(list, func(a, b Held) int {
@@ -117,7 +117,8 @@ func (s *Store) GC() error {
 }
 
 // makeRoom evicts objects that are neither open for anybody nor pinned, those
-// first whose last use is longest ago, until n bytes more are within the quota.
+// first whose last use is longest ago, and what Options.Keep is for after all
+// others, until n bytes more are within the quota.
 // The caller holds no lock and has no piece sealed.
 func (s *Store) makeRoom(n int64) error {
 	if !s.account.short(n) {
@@ -138,6 +139,15 @@ func (s *Store) evict(n int64) (gone trash, err error) {
 		return nil, fmt.Errorf("make room in cache %s: %w", s.dir, fs.ErrClosed)
 	}
 	list := s.list()
+	slices.SortStableFunc(list, func(a, b Held) int {
+		switch {
+		case a.Keep == b.Keep:
+			return 0
+		case b.Keep:
+			return -1
+		}
+		return 1
+	})
 	for _, h := range list {
 		if !s.account.short(n) {
 			return gone, nil

@@ -294,6 +294,29 @@ func testAccount(t *testing.T, dir string) {
 
 // TestEvictRaces has many open, write, read and leave more objects than there is
 // room for: each read is right or says why there is none.
+// TestEvictKeep: what is to be kept goes when nothing else can, by its last use too.
+func TestEvictKeep(t *testing.T) {
+	keep := make(map[piece.Digest]bool)
+	for k := range 2 {
+		_, tree := evictObject(t, k)
+		keep[tree.Object().Digest] = true
+	}
+	s := openStore(t, t.TempDir(), Options{Quota: 3 * evictSize, Keep: func(d piece.Digest) bool { return keep[d] }})
+	for k := range 3 {
+		holding(t, s, k).Close()
+	}
+	holding(t, s, 3).Close()
+	if got := held(t, s, 5); !slices.Equal(got, []int{0, 1, 3}) {
+		t.Errorf("left are %v", got)
+	}
+	used := holding(t, s, 3)
+	holding(t, s, 4).Close()
+	if got := held(t, s, 5); !slices.Equal(got, []int{1, 3, 4}) {
+		t.Errorf("where only what is kept can go, left are %v", got)
+	}
+	used.Close()
+}
+
 func TestEvictRaces(t *testing.T) {
 	const objects, workers, rounds = 8, 6, 150
 	s := openStore(t, t.TempDir(), Options{Quota: 4 * evictSize})

@@ -72,6 +72,10 @@ type Options struct {
 	// account.go says what counts. SetQuota changes it.
 	Quota int64
 
+	// Keep, when not nil, says which objects are evicted only when no others can be.
+	// It must return at once, and is called concurrently with locks held.
+	Keep func(d piece.Digest) bool
+
 	// OnEvict, when not nil, is called after objects were evicted, some of which
 	// may have lingered. It must not block and is called concurrently.
 	OnEvict func()

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/p2p/tracker"
 )
 
@@ -88,10 +89,26 @@ func (m *Mesh) announceOnce(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	keeps, kept := make(map[piece.Digest]bool, len(p.Keeps)), make(map[tracker.SwarmID]bool, len(p.Keeps))
+	for _, id := range p.Keeps {
+		kept[id] = true
+	}
 	for _, mb := range members {
 		mb.meet(p.Swarms[mb.id])
+		if kept[mb.id] {
+			keeps[mb.object.Digest] = true
+		}
 	}
+	m.keeps.Store(&keeps)
 	return max(time.Duration(p.Interval), shortest), nil
+}
+
+// Keeps reports whether this node is the keeper of an object, as the tracker last
+// said: of the nodes of its zone that hold all of it the one that is to let go of it
+// last. It waits for nobody.
+func (m *Mesh) Keeps(d piece.Digest) bool {
+	keeps := m.keeps.Load()
+	return keeps != nil && (*keeps)[d]
 }
 
 // listed returns which of members, given by time of joining, an announce has

@@ -52,6 +52,8 @@ type Mesh struct {
 
 	prefetch, demanded limit // of what fills and Fetches bring
 
+	keeps atomic.Pointer[map[piece.Digest]bool] // of the last announce
+
 	heard atomic.Int64 // when a fill last saw that peers had sent right pieces, in Unix nanoseconds
 
 	mu      sync.Mutex

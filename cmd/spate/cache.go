@@ -94,7 +94,8 @@ func (a *app) cacheListCommand() *cobra.Command {
 		Use:   "ls",
 		Short: "List what is in the cache, the last used first",
 		Long: `List what is in the cache, the last used first. REFERENCES are those that the
-agent has opened since it began; KEPT BY says what keeps an object from being evicted.`,
+agent has opened since it began; KEPT BY says what keeps an object from being evicted,
+and zone that it goes only when no other can: of its zone's nodes this one keeps it longest.`,
 		Example: `  spate cache ls
   spate cache ls --output json`,
 		Args: a.args(cobra.NoArgs),
@@ -126,6 +127,9 @@ func printCache(w io.Writer, v agent.CacheView) error {
 		kept := o.Pins
 		if o.InUse {
 			kept = append([]string{"use"}, kept...)
+		}
+		if o.Keep {
+			kept = append(kept, "zone")
 		}
 		t.Row(o.Digest, percent(o.Bytes, o.Size), ui.Size(o.Size), o.Used.Local().Format(time.DateTime), list(kept), list(o.References))
 	}

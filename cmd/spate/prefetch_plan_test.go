@@ -87,6 +87,17 @@ func TestPrefetchModelOrder(t *testing.T) {
 	if origin > size*3/2 {
 		t.Errorf("%d bytes came from the registry for %d", origin, size)
 	}
+	s.eventually("one node keeps each object longest", func() bool {
+		keepers, files := 0, len(nodes[0].held().Files)
+		for _, n := range nodes {
+			for _, o := range n.cached().Objects {
+				if o.Keep {
+					keepers++
+				}
+			}
+		}
+		return keepers == files
+	})
 }
 
 // TestPrefetchTrace: nodes fetch what a trace names and no more; without a trace they say so.

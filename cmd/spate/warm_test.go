@@ -39,10 +39,9 @@ func (n *node) warms(ref string) {
 	n.eventually(n.name+" holds "+ref, func() bool { return n.warmEntry(ref).State == orders.Ready })
 }
 
-// pins returns what pins objects in the node's cache.
-func (n *node) pins() (names string) {
+// cached returns what the node's cache holds.
+func (n *node) cached() (v agent.CacheView) {
 	n.t.Helper()
-	var v agent.CacheView
 	out, err := n.spate("cache", "ls", "--data", n.data(), "--output", "json")
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &v)
@@ -50,7 +49,13 @@ func (n *node) pins() (names string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	for _, o := range v.Objects {
+	return v
+}
+
+// pins returns what pins objects in the node's cache.
+func (n *node) pins() (names string) {
+	n.t.Helper()
+	for _, o := range n.cached().Objects {
 		names += strings.Join(o.Pins, " ") + "\n"
 	}
 	return names

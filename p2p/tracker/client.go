@@ -76,6 +76,7 @@ func (c *Client) Announce(ctx context.Context, a Announce) (Peers, error) {
 		for id, peers := range p.Swarms {
 			all.Swarms[id] = append(all.Swarms[id], peers...)
 		}
+		all.Keeps = append(all.Keeps, p.Keeps...)
 	}
 	if !answered {
 		return Peers{}, fmt.Errorf("announce to the mesh: %w", errors.Join(errs...))

@@ -130,6 +130,10 @@ type Holding struct {
 type Peers struct {
 	Interval Seconds            `json:"interval"` // until the next Announce is due
 	Swarms   map[SwarmID][]Peer `json:"swarms"`
+
+	// Keeps are the swarms of which the node is the keeper of its zone: of the
+	// nodes there that hold everything the one that is to let go of it last.
+	Keeps []SwarmID `json:"keeps,omitempty"`
 }
 
 // A Peer is another node of a swarm.

@@ -3,6 +3,8 @@ package tracker
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"log/slog"
 	"maps"
 	"math"
@@ -111,6 +113,9 @@ func (s *Server) Announce(a Announce) (Peers, error) {
 		sw.settle(a.Node, a.Zone, a.Addr != "")
 		delete(left, h.Swarm)
 		out.Swarms[h.Swarm] = s.peers(sw, a.Node)
+		if s.isKeeper(h.Swarm, sw, a.Node) {
+			out.Keeps = append(out.Keeps, h.Swarm)
+		}
 	}
 	for id := range left {
 		s.leave(id, a.Node)
@@ -144,6 +149,30 @@ func (s *Server) peers(sw *swarm, node string) []Peer {
 		}
 	}
 	return peers
+}
+
+// isKeeper reports whether node is the keeper of a swarm in its zone. Which one
+// of those that hold everything it is follows from the swarm and their names, so
+// that each node keeps about as much as the others.
+func (s *Server) isKeeper(id SwarmID, sw *swarm, node string) bool {
+	if sw.members[node].held < sw.pieces {
+		return false
+	}
+	weight := func(name string) uint64 {
+		h := fnv.New64a()
+		h.Write(id[:])
+		io.WriteString(h, name)
+		return h.Sum64()
+	}
+	zone, mine := s.nodes[node].zone, weight(node)
+	for name, m := range sw.members {
+		if m.held == sw.pieces && s.nodes[name].zone == zone && name != node {
+			if w := weight(name); w > mine || w == mine && name < node {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // room reports whether a fits what the tracker knows and may keep.

@@ -350,6 +350,72 @@ func TestPeers(t *testing.T) {
 	}
 }
 
+// TestKeeper: of the nodes of a zone that hold everything exactly one is the keeper,
+// another one when that goes, and of many swarms each node keeps some.
+func TestKeeper(t *testing.T) {
+	b := newBench(t, 2)
+	keeps := func(node, zone string, have ...int) bool {
+		t.Helper()
+		bits := tracker.NewBitmap(2)
+		for _, i := range have {
+			bits.Set(i)
+		}
+		p, err := b.server.Announce(tracker.Announce{Node: node, Zone: zone, Swarms: []tracker.Holding{{Swarm: b.id, Pieces: 2, Have: bits}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Equal(p.Keeps, []tracker.SwarmID{b.id})
+	}
+	if keeps("part", "east", 0) {
+		t.Error("a node with a part is the keeper")
+	}
+	if !keeps("0", "east", 0, 1) || !keeps("far", "west", 0, 1) {
+		t.Error("the only node of its zone that holds everything is not the keeper")
+	}
+	var keepers []string
+	for round := range 2 {
+		keepers = nil
+		for i := range 8 {
+			if name := fmt.Sprint(i); keeps(name, "east", 0, 1) {
+				keepers = append(keepers, name)
+			}
+		}
+		if round == 1 && len(keepers) != 1 {
+			t.Fatalf("keepers are %v", keepers)
+		}
+	}
+	keeps(keepers[0], "east", 0)
+	others := 0
+	for i := range 8 {
+		if name := fmt.Sprint(i); name != keepers[0] && keeps(name, "east", 0, 1) {
+			others++
+		}
+	}
+	if others != 1 || !keeps("far", "west", 0, 1) {
+		t.Errorf("%d keepers when the one before has let go", others)
+	}
+
+	counts := make(map[string]int)
+	var swarms []tracker.Holding
+	all := tracker.NewBitmap(1)
+	all.Set(0)
+	for i := range 64 {
+		swarms = append(swarms, tracker.Holding{Swarm: tracker.SwarmID{byte(i), 1}, Pieces: 1, Have: all})
+	}
+	for range 2 {
+		for _, node := range []string{"a", "b", "c"} {
+			p, err := b.server.Announce(tracker.Announce{Node: node, Swarms: swarms})
+			if err != nil {
+				t.Fatal(err)
+			}
+			counts[node] = len(p.Keeps)
+		}
+	}
+	if counts["a"]+counts["b"]+counts["c"] != 64 || min(counts["a"], counts["b"], counts["c"]) == 0 {
+		t.Errorf("of 64 swarms the nodes keep %v", counts)
+	}
+}
+
 func TestRefused(t *testing.T) {
 	b := newBench(t, 8)
 	b.announce("a", 3)

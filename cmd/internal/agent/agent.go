@@ -121,8 +121,10 @@ func New(opts Options) (_ *Agent, err error) {
 	metrics := telemetry.NewMetrics()
 	stalled := metrics.Histogram("spate_read_stall_duration_seconds", "How long each read waited that had to.", stallBounds()...)
 	evicted := make(chan struct{}, 1)
+	var a *Agent
 	store, err := cache.Open(filepath.Join(opts.Data, "cache"), cache.Options{
 		Logger: opts.Logger, FetchTimeout: opts.ReadTimeout, OnStall: onStall(opts.Tracer, stalled), Quota: opts.CacheQuota,
+		Keep: func(d piece.Digest) bool { return a != nil && a.mesh != nil && a.mesh.Keeps(d) },
 		OnEvict: func() {
 			select {
 			case evicted <- struct{}{}:
@@ -133,7 +135,7 @@ func New(opts Options) (_ *Agent, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{
+	a = &Agent{
 		opts: opts, log: opts.Logger, store: store, metrics: metrics,
 		seeding:   opts.Link.Within(opts.Seeding, 0),
 		transport: remote.NewTransport(),
