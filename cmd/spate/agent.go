@@ -75,6 +75,7 @@ func (a *app) agentCommand() *cobra.Command {
 		meshListen string
 		meshAddr   string
 		zone       string
+		features   string
 		conns      int
 		timeout    time.Duration
 		snapshots  string
@@ -118,7 +119,7 @@ quota by spate cache resize.`,
 				Data: data, Policy: policy, Labels: labels, Remote: remotes.options(), Trackers: registries, Zone: zone, MeshConns: conns, ReadTimeout: timeout,
 				Link: link.New(int64(limits.up), int64(limits.down)), Logger: a.logger(),
 				Seeding: int64(classes.seeding), Prefetch: int64(classes.prefetch), Demand: int64(classes.demand),
-				CacheQuota: int64(quota),
+				CacheQuota: int64(quota), Features: features,
 			}
 			if err := orders.CheckLabels(labels); err != nil {
 				return usage(fmt.Errorf("--label: %w", err))
@@ -195,6 +196,7 @@ quota by spate cache resize.`,
 	f.StringVar(&meshDir, "mesh", "", "`directory` with the node's mesh certificate; without it there are no peers")
 	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")
 	f.IntVar(&conns, "mesh-connections", torrent.DefaultConns, "how many connections with peers at most; each takes about 1 MiB of memory")
+	f.StringVar(&features, "nfd-features", "", "`file` for node-feature-discovery that labels the Kubernetes node with what it holds, see docs/kubernetes.md; none when empty")
 	f.StringVar(&zone, "zone", "", "`name` of where this node is: peers in the same zone are preferred, one copy comes from the others")
 	f.StringVar(&snapshots, "snapshotter", "", "`socket` to serve containerd a snapshotter at, for images that start before they are here; none when empty")
 	f.StringVar(&meshAddr, "mesh-addr", "", "`address` that peers are told to connect to; that of --mesh-listen when empty")

@@ -56,6 +56,10 @@ type Options struct {
 
 	Labels map[string]string // what the node is, for prefetch orders: orders.PoolLabel names its pool
 
+	// Features is a file of node-feature-discovery's local source, which labels the
+	// node with what it holds; empty for none.
+	Features string
+
 	// Mirrored registries, HOST[:PORT]; see mirror.Options, of which Registries[0] is the Default.
 	Registries []string
 
@@ -213,6 +217,9 @@ func (a *Agent) Run(ctx context.Context, ln net.Listener) error {
 	g.Go(func() error { return a.mesh.Run(ctx) })
 	g.Go(func() error { return a.work(ctx) })
 	g.Go(func() error { return a.warmth.run(ctx) })
+	if a.opts.Features != "" {
+		g.Go(func() error { return a.label(ctx) })
+	}
 	if a.peers != nil {
 		g.Go(func() error { return a.peers.Run(ctx) })
 	}
