@@ -22,6 +22,9 @@ const (
 
 	announceRetry = 2 * time.Second
 
+	// parting is how long a tracker may take to answer a node that ends.
+	parting = time.Second
+
 	// shortest is the shortest interval between announces that a tracker may ask for.
 	shortest = 100 * time.Millisecond
 
@@ -32,7 +35,8 @@ const (
 )
 
 // announce tells the tracker what this node holds, soon after a change and
-// otherwise at the tracker's interval, and makes its peers known to the swarms.
+// otherwise at the tracker's interval, and makes its peers known to the swarms. At
+// the end it tells that this node holds nothing, so that nobody waits for it.
 func (m *Mesh) announce(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -41,6 +45,9 @@ func (m *Mesh) announce(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			if !failing {
+				m.depart(context.WithoutCancel(ctx))
+			}
 			return ctx.Err()
 		case <-m.wake:
 			if !early && !failing {
@@ -101,6 +108,15 @@ func (m *Mesh) announceOnce(ctx context.Context) (time.Duration, error) {
 	}
 	m.keeps.Store(&keeps)
 	return max(time.Duration(p.Interval), shortest), nil
+}
+
+// depart takes this node out of all swarms at the tracker, if it answers soon.
+func (m *Mesh) depart(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, parting)
+	defer cancel()
+	if _, err := m.opts.Tracker.Announce(ctx, tracker.Announce{Node: m.opts.Node, Zone: m.opts.Zone}); err != nil {
+		m.log.Info("the mesh's tracker takes this node for a holder until it notices", "err", err)
+	}
 }
 
 // Keeps reports whether this node is the keeper of an object, as the tracker last

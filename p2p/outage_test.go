@@ -13,6 +13,43 @@ import (
 	"github.com/spate-project/spate/p2p/tracker"
 )
 
+// A mortal is the tracker of a node that may die: it is not told of that.
+type mortal struct {
+	p2p.Tracker
+	dead atomic.Bool
+}
+
+func (m *mortal) Announce(ctx context.Context, a tracker.Announce) (tracker.Peers, error) {
+	if m.dead.Load() {
+		return tracker.Peers{}, errors.New("the node is dead")
+	}
+	return m.Tracker.Announce(ctx, a)
+}
+
+// dies ends n as a crash does.
+func (m *mortal) dies(n *node) {
+	m.dead.Store(true)
+	n.stop()
+}
+
+// TestDeparted: where the only holder of an object ends in good order nobody waits for it.
+func TestDeparted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		server := tracker.Local{Server: newTracker()}
+		n := newNode(t, "a", server)
+		n.join(t, &origin{}, true)
+		n.filled(t, time.Second)
+		time.Sleep(2 * time.Second) // until it has announced that
+		n.stop()
+		m := newNode(t, "b", server)
+		m.join(t, &origin{}, false)
+		start := time.Now()
+		if err := m.Fetch(t.Context(), id, 0); err != nil || time.Since(start) > 100*time.Millisecond {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
+}
+
 // TestDeadNode: what a node that is gone had leased, and what it alone held, is drawn by the others.
 func TestDeadNode(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -25,13 +62,14 @@ func TestDeadNode(t *testing.T) {
 			}
 			return nil
 		})
-		dead := newNode(t, "dead", server)
+		mortal := &mortal{Tracker: server}
+		dead := newNode(t, "dead", mortal)
 		dead.join(t, hung, true)
 		time.Sleep(time.Second)
 		if got := dead.holding.Count(); got != 4 {
 			t.Fatalf("the node that is to die has %d pieces, want 4", got)
 		}
-		dead.stop()
+		mortal.dies(dead)
 		n := newNode(t, "a", server)
 		n.join(t, &origin{}, true)
 		n.filled(t, time.Minute)
@@ -56,11 +94,12 @@ func TestGivenBack(t *testing.T) {
 func TestHoldersGone(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		server := tracker.Local{Server: newTracker()}
-		n := newNode(t, "a", server)
+		mortal := &mortal{Tracker: server}
+		n := newNode(t, "a", mortal)
 		n.join(t, &origin{}, true)
 		n.filled(t, time.Second)
 		time.Sleep(2 * time.Second) // until it has announced that
-		n.stop()
+		mortal.dies(n)
 		m := newNode(t, "b", server)
 		m.join(t, &origin{}, false)
 		start := time.Now()

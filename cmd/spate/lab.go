@@ -37,7 +37,13 @@ The arms are
   mesh-lazy   spate mount, and an engine's loader reads through it from the start
   prefetched  all nodes fetch first (prefetch_s), then mount and load (the rest);
               at last each alone loads from the mount and from plain files,
-              both in the page cache (load_vs_local)
+              both in the page cache: load_vs_local of its waits for them
+  traced      one node after the other starts alone and cold: it reads a quarter
+              of the model at random places, and computes after each MiB for as
+              long as that takes on the link; the first one's trace is there for
+              the others: trace_vs_cold of their stalls
+  traced-load the same with an engine's loader, which takes tensors as fast as
+              the link brings them
 
 A node is ready when it has every byte, verified. The bound is
 max(M/O, M/d, N*M/(O+N*u)) for M bytes of model, N nodes, and the rates of origin

@@ -242,14 +242,30 @@ func (a *Agent) unuse(art *artifact, n need) {
 // artifact that has them needs all of them. The caller holds a.mu.
 func (a *Agent) unfill(art *artifact) {
 	for _, f := range art.files {
-		d := f.object.Tree().Object().Digest
-		needed := false
-		for _, other := range a.artifacts {
-			needed = needed || other.fills > 0 && other.object(d) != nil
-		}
-		if !needed {
+		if d := f.object.Tree().Object().Digest; !a.filled(d) {
 			a.mesh.Unfill(d)
 			f.object.ReadAhead(readAhead)
+		}
+	}
+}
+
+// filled reports whether an artifact that has the object needs all of it. The caller holds a.mu.
+func (a *Agent) filled(d piece.Digest) bool {
+	for _, art := range a.artifacts {
+		if art.fills > 0 && art.object(d) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// keepAhead has readers of what is fetched lazily kept ahead of by limit bytes.
+func (a *Agent) keepAhead(art *artifact, limit int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, f := range art.files {
+		if !a.filled(f.object.Tree().Object().Digest) {
+			f.object.ReadAhead(limit)
 		}
 	}
 }

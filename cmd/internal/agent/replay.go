@@ -84,6 +84,9 @@ func (a *Agent) replay(ctx context.Context, art *artifact, admission *Admission)
 	if trace != nil {
 		reads = trace.Reads
 		a.log.Info("replay a trace", "reference", art.reference, "workload", trace.Workload, "reads", len(reads), "bytes", reads.Bytes())
+		// It knows better than their reads so far what readers come to.
+		a.keepAhead(art, 0)
+		defer a.keepAhead(art, readAhead)
 	} else if reads, err = a.program(ctx, admission); err != nil {
 		a.log.Info("nothing is known of what a container reads first", "reference", art.reference, "err", err)
 	}

@@ -39,6 +39,10 @@ type LoadOptions struct {
 	// Read copies the weights with pread instead of mapping the files.
 	Read bool
 
+	// Copy is how many bytes of tensors a second the engine's accelerator takes: so
+	// long it waits after each step. 0 is no time.
+	Copy int64
+
 	// Loaded is called with each number of bytes just found equal, by Load's
 	// goroutine; it may be nil.
 	Loaded func(bytes int64)
@@ -48,6 +52,7 @@ type LoadOptions struct {
 type LoadResult struct {
 	FirstByte  time.Duration `json:"first_byte_ns"`  // when config.json had been read
 	LastTensor time.Duration `json:"last_tensor_ns"` // when the last tensor had been compared
+	Waited     time.Duration `json:"waited_ns"`      // of that, until bytes of the mounted model were copied
 	Bytes      int64         `json:"bytes"`          // of tensors
 	Tensors    int           `json:"tensors"`
 	Shards     []ShardResult `json:"shards"` // in the order of loading
@@ -66,7 +71,7 @@ type ShardResult struct {
 // configuration, the tokenizer and the index first, then the shards in the
 // index's order, each mapped privately and walked tensor by tensor in the order
 // of their names. An engine would copy each tensor to its accelerator; Load
-// compares it. Its memory stays constant: pages are let go as soon as they are
+// copies it to memory, and then compares it. Its memory stays constant: pages are let go as soon as they are
 // compared.
 //
 // It fails at the first byte that differs or cannot be read, also where a
@@ -124,7 +129,9 @@ func (l *loader) small(name string) error {
 	case err != nil:
 		return fmt.Errorf("read the source: %w", err)
 	}
+	begin := time.Now()
 	got, err := os.ReadFile(filepath.Join(l.mounted, name))
+	l.result.Waited += time.Since(begin)
 	if err != nil {
 		return err
 	}
@@ -169,10 +176,12 @@ func (l *loader) shardNames() ([]string, error) {
 // shard compares one weight file.
 func (l *loader) shard(ctx context.Context, name string) error {
 	r := ShardResult{Name: name, Begin: time.Since(l.Start)}
+	begin := time.Now()
 	got, err := openWeights(filepath.Join(l.mounted, name), !l.Read)
 	if err != nil {
 		return err
 	}
+	l.result.Waited += time.Since(begin)
 	defer got.close()
 	want, err := openWeights(filepath.Join(l.source, name), true)
 	if err != nil {
@@ -192,8 +201,16 @@ func (l *loader) shard(ctx context.Context, name string) error {
 				return err
 			}
 			n := min(step, t.End-off)
-			if err := equal(got, want, off, n); err != nil {
+			waited, err := equal(got, want, off, n)
+			if err != nil {
 				return fmt.Errorf("tensor %s: %w", t.Name, err)
+			}
+			l.result.Waited += waited
+			if l.Copy > 0 {
+				select {
+				case <-time.After(time.Duration(float64(n) / float64(l.Copy) * float64(time.Second))):
+				case <-ctx.Done():
+				}
 			}
 			r.Bytes += n
 			if l.Loaded != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +19,7 @@ type weights struct {
 	size   int64
 	header *format.Table
 	mapped []byte // the whole file, or nil
-	buf    []byte // one step, where nothing is mapped
+	buf    []byte // one step
 }
 
 // openWeights opens a file and reads its header as engines do, by pread.
@@ -44,8 +45,8 @@ func openWeights(path string, mmap bool) (_ *weights, err error) {
 	if w.header, err = format.ReadSafetensors(f, w.size, format.MaxHeader); err != nil {
 		return nil, err
 	}
+	w.buf = make([]byte, step)
 	if !mmap {
-		w.buf = make([]byte, step)
 		return w, nil
 	}
 	w.mapped, err = unix.Mmap(int(f.Fd()), 0, int(w.size), unix.PROT_READ, unix.MAP_PRIVATE)
@@ -70,6 +71,15 @@ func (w *weights) at(off, n int64) ([]byte, error) {
 	return w.mapped[off : off+n], nil
 }
 
+// load copies n bytes at off, as an engine does to its accelerator. They are valid until the next load.
+func (w *weights) load(off, n int64) ([]byte, error) {
+	b, err := w.at(off, n)
+	if err == nil && w.mapped != nil {
+		err = guarded(func() { copy(w.buf, b) })
+	}
+	return w.buf[:n], err
+}
+
 // release lets go of the pages; the page cache keeps them. It begins at a whole
 // step, since a fault also maps pages before the one that was touched.
 func (w *weights) release(off, n int64) {
@@ -92,34 +102,52 @@ func (w *weights) close() {
 	w.file.Close()
 }
 
-// equal compares n bytes at off of both files. A page that cannot be read is an error.
-func equal(got, want *weights, off, n int64) error {
+// equal compares n bytes at off of both files, and returns how long it took to
+// load those of got. A page that cannot be read is an error.
+func equal(got, want *weights, off, n int64) (waited time.Duration, err error) {
 	defer got.release(off, n)
 	defer want.release(off, n)
-	a, err := got.at(off, n)
+	begin := time.Now()
+	a, err := got.load(off, n)
 	if err != nil {
-		return fmt.Errorf("read %d bytes at %d: %w", n, off, err)
+		return 0, fmt.Errorf("read %d bytes at %d: %w", n, off, err)
 	}
+	waited = time.Since(begin)
 	b, err := want.at(off, n)
 	if err != nil {
-		return fmt.Errorf("read %d bytes at %d of the source: %w", n, off, err)
+		return 0, fmt.Errorf("read %d bytes at %d of the source: %w", n, off, err)
 	}
 	i, err := difference(a, b)
 	switch {
 	case err != nil:
-		return fmt.Errorf("compare %d bytes at %d with the source: %w", n, off, err)
+		return 0, fmt.Errorf("compare %d bytes at %d with the source: %w", n, off, err)
 	case i >= 0:
-		return fmt.Errorf("byte %d of the file differs from the source", off+int64(i))
+		return 0, fmt.Errorf("byte %d of the file differs from the source", off+int64(i))
 	}
-	return nil
+	return waited, nil
 }
 
 var errFault = errors.New("page fault: the file system failed, or the file was cut short")
 
-// difference returns the first index at which a and b, of one length, differ,
-// or -1. Where the kernel has no page to give it returns errFault; the program
-// would otherwise end with SIGBUS.
+// difference returns the first index at which a and b, of one length, differ, or -1.
 func difference(a, b []byte) (i int, err error) {
+	i = -1
+	err = guarded(func() {
+		if bytes.Equal(a, b) {
+			return
+		}
+		for i = range a {
+			if a[i] != b[i] {
+				break
+			}
+		}
+	})
+	return i, err
+}
+
+// guarded calls f. Where the kernel has no page to give it returns errFault; the
+// program would otherwise end with SIGBUS.
+func guarded(f func()) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		switch fault := recover().(type) {
@@ -130,13 +158,6 @@ func difference(a, b []byte) (i int, err error) {
 			panic(fault)
 		}
 	}()
-	if bytes.Equal(a, b) {
-		return -1, nil
-	}
-	for i = range a {
-		if a[i] != b[i] {
-			break
-		}
-	}
-	return i, nil
+	f()
+	return nil
 }

@@ -19,6 +19,7 @@ type arm struct {
 	name   string
 	agents bool    // take part, and so do faults
 	phases []phase // what each node does, one after the other, together with all others
+	turns  bool    // one node after the other instead, see takeTurns
 	plain  bool    // the last of them is compared with plain files when the measurement is over
 }
 
@@ -35,6 +36,8 @@ var arms = []arm{
 	{name: "mesh", agents: true, phases: []phase{fetch}},
 	{name: "mesh-lazy", agents: true, phases: []phase{load}},
 	{name: "prefetched", agents: true, phases: []phase{fetch, load}, plain: true},
+	{name: "traced", agents: true, phases: []phase{startUp}, turns: true},
+	{name: "traced-load", agents: true, phases: []phase{loadUp}, turns: true},
 }
 
 // ArmNames returns the names of all arms.
@@ -83,7 +86,8 @@ func load(ctx context.Context, n *node, s *storm, start time.Time) error {
 
 // comparePlain has one node after the other load the model through its mount once
 // more, and from a copy of the plain files: each alone, as a node of its own has its
-// own CPUs, and both from the page cache, where they were just read or written.
+// own CPUs, and both from the page cache, where they were just read or written. What
+// counts is until the bytes were copied: an engine has no source to compare with.
 func (s *storm) comparePlain(ctx context.Context, nodes []Node) error {
 	plain := filepath.Join(s.dir, "plain")
 	if err := os.CopyFS(plain, os.DirFS(s.model)); err != nil {
@@ -98,17 +102,17 @@ func (s *storm) comparePlain(ctx context.Context, nodes []Node) error {
 			if err != nil {
 				return err
 			}
-			*of.took = r.LastTensor.Seconds()
+			*of.took = r.Waited.Seconds()
 		}
 	}
 	return nil
 }
 
 // loader runs an engine's loader over the model in dir. Its times count from start.
-func (n *node) loader(ctx context.Context, dir string, start time.Time) (r lab.LoadResult, err error) {
-	out, err := n.herd.Output(ctx, lab.Command{Name: n.name() + "-load", Args: []string{
+func (n *node) loader(ctx context.Context, dir string, start time.Time, flags ...string) (r lab.LoadResult, err error) {
+	out, err := n.herd.Output(ctx, lab.Command{Name: n.name() + "-load", Args: append([]string{
 		"load", dir, n.model, "--start", strconv.FormatInt(start.UnixNano(), 10), "--output", "json",
-	}})
+	}, flags...)})
 	if err != nil {
 		return r, err
 	}

@@ -69,7 +69,7 @@ func (m *measurement) finish(ctx context.Context, before float64) (Sample, error
 		u, t := n.usage(), n.traffic(ctx)
 		kills, _ := n.fate()
 		r.Nodes = append(r.Nodes, Node{
-			Name: n.name(), Ready: n.ready, FirstByte: n.firstByte,
+			Name: n.name(), Ready: n.ready, FirstByte: n.firstByte, Stall: n.stall,
 			OriginBytes: t.origin, PeerBytes: t.peers, ServedBytes: t.served, WastedBlocks: t.wasted,
 			CPUSeconds: (u.CPU - m.usage[i].CPU).Seconds(), PeakRSSBytes: u.PeakRSS,
 			WrittenBytes:      u.Written - m.usage[i].Written,

@@ -30,6 +30,7 @@ type node struct {
 
 	ready     float64 // seconds from the start of the storm
 	firstByte float64 // seconds from the node's own start; 0: not measured
+	stall     float64 // seconds that it waited for bytes; 0: not measured
 	transfer  float64 // seconds that its download says it took; 0: not measured
 }
 

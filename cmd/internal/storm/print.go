@@ -49,6 +49,7 @@ func (r *Result) Print(w io.Writer) error {
 	row("prefetch", "%.1f s", func(f Figures) float64 { return f.Prefetch })
 	row("  in times of bound", "%.2f", func(f Figures) float64 { return f.PrefetchVsBound })
 	row("load, of plain files'", "%.2f", func(f Figures) float64 { return f.LoadVsLocal })
+	row("stall with a trace, of that without", "%.2f", func(f Figures) float64 { return f.TraceVsCold })
 	row("first byte", "%.2f s", func(f Figures) float64 { return f.FirstByte })
 	row("half are ready", "%.1f s", func(f Figures) float64 { return f.P50 })
 	row("95 % are ready", "%.1f s", func(f Figures) float64 { return f.P95 })

@@ -45,11 +45,13 @@ type Figures struct {
 	FirstByte float64 `json:"first_byte_s,omitempty"` // of the node that waited longest for its first file, from its own start
 	Prefetch  float64 `json:"prefetch_s,omitempty"`   // until the last node had all; other times begin after it
 
-	// PrefetchVsBound is prefetch_s / bound_s. LoadVsLocal is what a loader takes for
-	// the mount of a model that is here over what it takes for plain files, both in the
-	// page cache: of all nodes' load_s and plain_load_s together.
+	// PrefetchVsBound is prefetch_s / bound_s. LoadVsLocal is how long a loader waits
+	// for the mount of a model that is here over how long for plain files, both in the
+	// page cache: of all nodes' load_s and plain_load_s together. TraceVsCold is how
+	// long cold starts with a trace stalled over how long the one without did.
 	PrefetchVsBound float64 `json:"prefetch_vs_bound,omitempty"`
 	LoadVsLocal     float64 `json:"load_vs_local,omitempty"`
+	TraceVsCold     float64 `json:"trace_vs_cold,omitempty"`
 
 	P50        float64 `json:"p50_s"` // half of the nodes were ready
 	P95        float64 `json:"p95_s"`
@@ -82,8 +84,9 @@ type Node struct {
 	Name         string  `json:"name"`
 	Ready        float64 `json:"ready_s"`
 	FirstByte    float64 `json:"first_byte_s,omitempty"` // from its own start
-	Load         float64 `json:"load_s,omitempty"`       // of the mount, alone, from the page cache
-	Plain        float64 `json:"plain_load_s,omitempty"` // the same of plain files
+	Load         float64 `json:"load_s,omitempty"`       // that a loader waited for the mount, alone, from the page cache
+	Plain        float64 `json:"plain_load_s,omitempty"` // the same for plain files
+	Stall        float64 `json:"stall_s,omitempty"`      // that a cold start waited for bytes
 	OriginBytes  int64   `json:"origin_bytes"`           // of pieces, as the agent says
 	PeerBytes    int64   `json:"peer_bytes"`
 	ServedBytes  int64   `json:"served_bytes"`
@@ -133,6 +136,12 @@ func (r *Result) add(name string, run Sample) Sample {
 // figures sums a run up.
 func (r *Result) figures(name string, run Sample) Figures {
 	f := Figures{Prefetch: run.Prefetch, CPUBusy: run.CPUBusy}
+	if armNamed(name).turns {
+		f.TraceVsCold = traceVsCold(run.Nodes)
+		f.InvalidBecause = r.doubts(name, run, f)
+		f.Valid = f.InvalidBecause == ""
+		return f
+	}
 	moved := float64(r.ModelBytes) * float64(len(run.Nodes))
 	var ready, sent []float64
 	var cpu, written, wasted, useful, received, load, plain float64
@@ -174,6 +183,18 @@ func (r *Result) figures(name string, run Sample) Figures {
 	return f
 }
 
+// traceVsCold compares the mean stall of all nodes but the first with that of the first.
+func traceVsCold(nodes []Node) float64 {
+	if len(nodes) < 2 || nodes[0].Stall == 0 {
+		return 0
+	}
+	var stall float64
+	for _, n := range nodes[1:] {
+		stall += n.Stall
+	}
+	return stall / float64(len(nodes)-1) / nodes[0].Stall
+}
+
 // doubts returns why a run with these figures does not count, "" when it does.
 func (r *Result) doubts(name string, run Sample, f Figures) string {
 	var because []string
@@ -187,7 +208,7 @@ func (r *Result) doubts(name string, run Sample, f Figures) string {
 		because = append(because, fmt.Sprintf("the last node was ready after %.1f s where the links allow %.1f s: they are not as they should be",
 			f.LastReady, r.DirectBound))
 	}
-	if a := armNamed(name); a.agents {
+	if a := armNamed(name); a.agents && !a.turns {
 		kills := 0
 		for _, n := range run.Nodes {
 			kills += n.Kills
@@ -219,6 +240,7 @@ func (r *Result) summarize() {
 			Prefetch:        median(func(f Figures) float64 { return f.Prefetch }),
 			PrefetchVsBound: median(func(f Figures) float64 { return f.PrefetchVsBound }),
 			LoadVsLocal:     median(func(f Figures) float64 { return f.LoadVsLocal }),
+			TraceVsCold:     median(func(f Figures) float64 { return f.TraceVsCold }),
 			P50:             median(func(f Figures) float64 { return f.P50 }),
 			P95:             median(func(f Figures) float64 { return f.P95 }),
 			LastReady:       median(func(f Figures) float64 { return f.LastReady }),

@@ -57,7 +57,11 @@ func (w *world) run(ctx context.Context, a arm, hosts []*netns.Host, p plan) (_ 
 	}
 	var before float64
 	for i, ph := range a.phases {
-		if err := s.rush(ctx, ph, i == 0); err != nil {
+		move := func() error { return s.rush(ctx, ph, i == 0) }
+		if a.turns {
+			move = func() error { return s.takeTurns(ctx, ph) }
+		}
+		if err := move(); err != nil {
 			return Sample{}, err
 		}
 		if i < len(a.phases)-1 {

@@ -63,6 +63,7 @@ func (o Options) Check() error {
 	must(len(o.Arms) > 0, "no arm is named")
 	for _, name := range o.Arms {
 		must(slices.ContainsFunc(arms, func(a arm) bool { return a.name == name }), "there is no arm %q", name)
+		must(!armNamed(name).turns || o.Nodes >= 2, "arm %s compares nodes: at least two are needed", name)
 	}
 	return errors.Join(errs...)
 }
@@ -131,6 +132,10 @@ func (w *world) experiment(ctx context.Context, r *Result) error {
 				return fmt.Errorf("arm %s, run %d of %d: %w", a.name, i+1, w.Runs, err)
 			}
 			run = r.add(a.name, run)
+			if a.turns {
+				w.say("%s, run %d of %d: with a trace a start stalled %.2f x as long as without", a.name, i+1, w.Runs, run.TraceVsCold)
+				continue
+			}
 			w.say("%s, run %d of %d: the last node was ready after %.1f s, the origin sent %.2f copies",
 				a.name, i+1, w.Runs, run.LastReady, run.OriginCopies)
 		}
