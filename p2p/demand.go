@@ -114,7 +114,7 @@ func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 			continue
 		}
 		m.payAhead(mb, l.First+1, l.First+l.Count) // which come with it
-		err = m.fetch(ctx, mb, l.First, l.Count)
+		err = m.drawDemanded(ctx, mb, l)
 		if last == nil || ctx.Err() == nil {
 			last = err // and not the context's, where there was a better reason
 		}
@@ -128,6 +128,50 @@ func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 		}
 		wait = min(4*time.Second, max(grace, 2*wait))
 	}
+}
+
+// drawDemanded draws a lease for the reader of its first piece, and returns when
+// that is here, or with why it is not to be had. The pieces that come with it are
+// drawn to the end without the reader, unless it goes before its own is here.
+func (m *Mesh) drawDemanded(ctx context.Context, mb *member, l tracker.Lease) (err error) {
+	drawing, cancel := mb.within(context.WithoutCancel(ctx))
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan struct{})
+	if !m.beside(cancel, func() {
+		err = m.fetch(drawing, mb, l.First, l.Count)
+		cancel()
+		close(done)
+		stop()
+	}) {
+		cancel()
+		return m.fetch(ctx, mb, l.First, l.Count)
+	}
+	if mb.Wait(waiting, l.First) == nil {
+		return nil
+	}
+	cancel() // unless it has ended
+	<-done
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = fmt.Errorf("draw piece %d of object %s: %w", l.First, mb.object.Digest, context.Cause(ctx))
+	}
+	return err
+}
+
+// beside runs f in a goroutine that Run waits for at its end, when it calls
+// cancel. It reports false, and does nothing, after that.
+func (m *Mesh) beside(cancel, f func()) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.life.Err() != nil {
+		return false
+	}
+	unbind := context.AfterFunc(m.life, cancel)
+	m.draws.Go(func() {
+		defer unbind()
+		f()
+	})
+	return true
 }
 
 // errDrawn says that this node draws the piece already.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spate-project/spate/cache/piece"
@@ -46,6 +48,69 @@ func TestFetch(t *testing.T) {
 			t.Errorf("fetch of an object that is not in the mesh: %v, want piece.ErrNotHere", err)
 		}
 	})
+}
+
+// A halting origin sends a piece of each range at once and the rest on release.
+type halting struct {
+	origin
+	release chan struct{}
+}
+
+func (h *halting) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	body, err := h.origin.Range(ctx, off, n)
+	if err != nil {
+		return nil, err
+	}
+	rest := readerFunc(func(p []byte) (int, error) {
+		select {
+		case <-h.release:
+			return body.Read(p)
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	})
+	return io.NopCloser(io.MultiReader(io.LimitReader(body, piece.MinLength), rest)), nil
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// TestFetchReturns: a reader does not wait for what is drawn with its piece, which
+// comes all the same, once, unless the object leaves the mesh or the mesh ends.
+func TestFetchReturns(t *testing.T) {
+	for _, end := range []string{"comes", "leaves", "ends"} {
+		t.Run(end, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				o, n := &halting{release: make(chan struct{})}, newNode(t, "a", nil)
+				n.join(t, o, false)
+				start := time.Now()
+				ctx, cancel := context.WithCancel(t.Context())
+				if err := n.Fetch(ctx, id, 5); err != nil || time.Since(start) > time.Second {
+					t.Errorf("%v after %v", err, time.Since(start))
+				}
+				cancel()
+				n.is(t, 5)
+				switch end {
+				case "comes":
+					close(o.release)
+					synctest.Wait()
+					n.is(t, 5, 6)
+					if err := n.Fetch(t.Context(), id, 6); err != nil || o.asked.Load() != 1 {
+						t.Errorf("%v, %d requests", err, o.asked.Load())
+					}
+				case "leaves":
+					n.Leave(id)
+				case "ends":
+					n.stop()
+					if err := n.Fetch(t.Context(), id, 9); err != nil {
+						t.Errorf("after the end: %v", err)
+					}
+				}
+				synctest.Wait()
+			})
+		})
+	}
 }
 
 // TestFetchOnce: however many read the same pieces, the origin sends each once.

@@ -118,7 +118,7 @@ func (m *Mesh) drawOnce(ctx context.Context, mb *member) {
 	} else if mb.rest() {
 		return
 	}
-	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Among: among, Max: pieces, Backlog: mb.backlog()})
+	l, err := m.lease(ctx, mb, tracker.LeaseRequest{Want: -1, Among: among, Read: read, Max: pieces, Backlog: mb.backlog()})
 	if err == nil {
 		l = mb.leaveToPeers(mb.take(l, -1))
 	}

@@ -56,6 +56,10 @@ type Mesh struct {
 
 	heard atomic.Int64 // when a fill last saw that peers had sent right pieces, in Unix nanoseconds
 
+	life  context.Context // ends with Run
+	end   context.CancelFunc
+	draws sync.WaitGroup // what goes on without the reader that began it
+
 	mu      sync.Mutex
 	members map[piece.Digest]*member
 	past    Stats         // of members that left
@@ -124,8 +128,9 @@ func New(opts Options) *Mesh {
 	if opts.Tracker == nil {
 		opts.Tracker = tracker.Local{Server: tracker.New(tracker.Options{Logger: opts.Logger})}
 	}
+	life, end := context.WithCancel(context.Background())
 	return &Mesh{
-		opts: opts, log: opts.Logger,
+		opts: opts, log: opts.Logger, life: life, end: end,
 		wake:    make(chan struct{}, 1),
 		room:    semaphore.NewWeighted(drawRoom),
 		members: make(map[piece.Digest]*member),
@@ -252,6 +257,12 @@ func (mb *member) want(first, last int, u Urgency) {
 
 // Run announces and draws from the origin until ctx ends. It returns the context's error.
 func (m *Mesh) Run(ctx context.Context) error {
+	defer m.draws.Wait()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.end()
+	}()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.announce(ctx) })
 	g.Go(func() error { return m.pace(ctx) })

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spate-project/spate/cache/piece"
@@ -68,6 +69,7 @@ func TestObserver(t *testing.T) {
 			fetched[0].Outcome != (p2p.Outcome{Count: 1, Bytes: piece.MinLength, Source: p2p.FromOrigin}) {
 			t.Errorf("a fetch from the origin: %+v", fetched)
 		}
+		synctest.Wait() // the draw goes on without the reader
 		drawn := s.of(p2p.StepDraw)
 		if len(drawn) != 1 || drawn[0].First != 3 || drawn[0].Outcome.Count < 1 || drawn[0].Err != nil || drawn[0].within != p2p.StepFetch ||
 			drawn[0].Bytes != int64(drawn[0].Outcome.Count)*piece.MinLength {

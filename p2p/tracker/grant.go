@@ -18,6 +18,11 @@ const (
 	// measured is over how long the origin's rate is measured.
 	measured = time.Second
 
+	// waiting is for how long a lease counts as one that a reader waits for, and
+	// maxReads how many of them are kept in mind.
+	waiting  = time.Second
+	maxReads = 256
+
 	// How soon a node whose turn it is not asks again.
 	soonest = 50 * time.Millisecond
 	latest  = time.Second
@@ -26,7 +31,8 @@ const (
 // A view is a swarm as one node sees it: without the peers that it has banned.
 type view struct {
 	*swarm
-	banned []*member
+	banned  []*member
+	readers bool // readers wait for pieces of this or other swarms
 }
 
 func (sw *swarm) seenBy(r LeaseRequest) view {
@@ -95,7 +101,7 @@ func (v view) grant(r LeaseRequest, now, until time.Time) (l Lease) {
 	for l.Count = 1; l.Count < most && l.First+l.Count < end && v.fresh(l.First+l.Count, now); l.Count++ {
 	}
 	for i := l.First; i < l.First+l.Count; i++ {
-		v.leases[i] = lease{node: r.Node, until: until}
+		v.leases[i] = lease{node: r.Node, until: until, read: i == r.Want || r.Read}
 	}
 	return l
 }
@@ -148,13 +154,16 @@ func (v view) turn(r LeaseRequest, now time.Time) (most int, again Seconds) {
 			backlogs += m.backlog
 		}
 	}
-	leased := 0
+	leased, most := 0, atOnce+int(v.rate*ahead.Seconds())
 	for _, l := range v.leases {
-		if l.live(now) {
+		if l.live(now) && !(v.readers && !r.Read && l.read) {
 			leased++
 		}
 	}
-	room := atOnce + int(v.rate*ahead.Seconds()) - leased
+	if v.readers && !r.Read { // the origin's link is theirs
+		most = 1
+	}
+	room := most - leased
 	if room <= 0 || (r.Backlog-1)*asking > backlogs {
 		turns := time.Duration(float64(asking) / max(v.rate, 1) * float64(time.Second)) // until everybody had one
 		return 0, Seconds(min(max(turns/4, soonest), latest))

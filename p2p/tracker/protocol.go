@@ -157,6 +157,10 @@ type LeaseRequest struct {
 	// order; all of the swarm's where it is empty.
 	Among []Span `json:"among,omitempty"`
 
+	// Read says that a reader comes to these pieces, as one does in any case to
+	// Want: what is only to be there some time has to wait for them.
+	Read bool `json:"read,omitempty"`
+
 	// Unheld says that none of the node's peers holds Want and what follows,
 	// whatever the tracker believes; only a live lease then stands in the way.
 	Unheld bool `json:"unheld,omitempty"`

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +43,22 @@ type Server struct {
 	used   int64 // of Options.Memory
 	hints  hints
 	sweep  time.Time // when all swarms are next looked over
+	reads  []read    // leased lately, oldest first
+}
+
+// A read is a piece that was leased for a reader.
+type read struct {
+	swarm *swarm
+	piece int
+	at    time.Time
+}
+
+// readers reports whether readers wait for pieces that they were leased lately.
+func (s *Server) readers(now time.Time) bool {
+	s.reads = slices.DeleteFunc(s.reads, func(r read) bool {
+		return !r.swarm.leases[r.piece].read || now.Sub(r.at) > waiting
+	})
+	return len(s.reads) > 0
 }
 
 // A node is who announced, for as long as it is in a swarm.
@@ -218,6 +235,7 @@ func (s *Server) Lease(r LeaseRequest) (Lease, error) {
 	s.nodes[r.Node].seen = now
 	s.charge(sw, func() { sw.report(r, now) })
 	v := sw.seenBy(r)
+	v.readers = s.readers(now)
 	if r.Max == 0 {
 		return Lease{Open: v.count()}, nil
 	}
@@ -227,6 +245,9 @@ func (s *Server) Lease(r LeaseRequest) (Lease, error) {
 	}
 	var l Lease
 	s.charge(sw, func() { l = v.grant(r, now, now.Add(s.opts.LeaseTTL)) })
+	if r.Want >= 0 && l.Count > 0 && len(s.reads) < maxReads {
+		s.reads = append(s.reads, read{sw, r.Want, now})
+	}
 	l.Open = v.count()
 	return l, nil
 }

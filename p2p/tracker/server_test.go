@@ -307,6 +307,44 @@ func TestLease(t *testing.T) {
 	}
 }
 
+// TestReadersFirst: while a reader waits for a piece that it was leased, fills of all
+// swarms get one piece at a time; what readers come to is leased as always.
+func TestReadersFirst(t *testing.T) {
+	b := newBench(t, 40)
+	for _, node := range []string{"reader", "a", "b"} {
+		b.announce(node)
+	}
+	other := tracker.SwarmID{2}
+	announce := tracker.Announce{Node: "b", Swarms: []tracker.Holding{
+		{Swarm: b.id, Pieces: 40, Have: bits(40)}, {Swarm: other, Pieces: 9, Have: bits(9)},
+	}}
+	if _, err := b.server.Announce(announce); err != nil {
+		t.Fatal(err)
+	}
+	b.is(b.next("a", 2), 0, 2, 40)
+	b.is(b.want("reader", 30, false), 30, 1, 40)
+	if l := b.next("b", 2); l.Count != 0 || l.Again == 0 {
+		t.Errorf("while a reader waits a fill is leased %+v", l)
+	}
+	if l, err := b.server.Lease(tracker.LeaseRequest{Node: "b", Swarm: other, Want: -1, Max: 2}); err != nil || l.Count != 1 {
+		t.Errorf("while a reader waits the fill of another object is leased %+v, %v", l, err)
+	}
+	if l := b.request(tracker.LeaseRequest{Node: "b", Want: -1, Max: 2, Read: true, Among: []tracker.Span{{First: 20, Count: 4}}}); l.First != 20 || l.Count == 0 {
+		t.Errorf("what a reader comes to: %+v", l)
+	}
+	b.done("a", 0, 1)
+	b.is(b.next("a", 2), 2, 1, 38)
+	b.done("reader", 30)
+	if l := b.next("b", 2); l.Count == 0 {
+		t.Errorf("when the reader has its piece a fill is leased %+v", l)
+	}
+	b.want("reader", 35, false)
+	b.now = b.now.Add(2 * time.Second)
+	if l := b.next("b", 2); l.Count == 0 {
+		t.Errorf("long after a reader was leased a piece a fill is leased %+v", l)
+	}
+}
+
 func TestPeers(t *testing.T) {
 	b := newBench(t, 2)
 	if peers := b.announce("a"); len(peers) != 0 {

@@ -45,6 +45,7 @@ type member struct {
 type lease struct {
 	node  string
 	until time.Time // when it passes to another asker, or when it was given back
+	read  bool      // a reader waits for it
 }
 
 // live reports whether a node may draw the piece, and nobody else.
