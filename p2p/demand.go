@@ -133,15 +133,14 @@ func (m *Mesh) await(ctx context.Context, mb *member, i int) error {
 // drawDemanded draws a lease for the reader of its first piece, and returns when
 // that is here, or with why it is not to be had. The pieces that come with it are
 // drawn to the end without the reader, unless it goes before its own is here.
-func (m *Mesh) drawDemanded(ctx context.Context, mb *member, l tracker.Lease) (err error) {
+func (m *Mesh) drawDemanded(ctx context.Context, mb *member, l tracker.Lease) error {
 	drawing, cancel := mb.within(context.WithoutCancel(ctx))
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
-	done := make(chan struct{})
+	drawn := make(chan error, 1)
 	if !m.beside(cancel, func() {
-		err = m.fetch(drawing, mb, l.First, l.Count)
+		drawn <- m.fetch(drawing, mb, l.First, l.Count)
 		cancel()
-		close(done)
 		stop()
 	}) {
 		cancel()
@@ -151,7 +150,7 @@ func (m *Mesh) drawDemanded(ctx context.Context, mb *member, l tracker.Lease) (e
 		return nil
 	}
 	cancel() // unless it has ended
-	<-done
+	err := <-drawn
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = fmt.Errorf("draw piece %d of object %s: %w", l.First, mb.object.Digest, context.Cause(ctx))
 	}
