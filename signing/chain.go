@@ -12,6 +12,7 @@ import (
 // do not. It proves nothing; a Trusted does.
 type Chain struct {
 	Reference string  `json:"reference"`
+	Rule      string  `json:"rule,omitempty"` // of the policy, by its name
 	Admitted  bool    `json:"admitted"`
 	Steps     []*Step `json:"steps"` // the manifest, then indexes in the order they were tried
 }
@@ -30,7 +31,11 @@ type Step struct {
 func (c *Chain) String() string {
 	var b strings.Builder
 	b.WriteString(c.Reference)
-	b.WriteString(map[bool]string{true: ": admitted\n", false: ": not admitted\n"}[c.Admitted])
+	b.WriteString(map[bool]string{true: ": admitted", false: ": not admitted"}[c.Admitted])
+	if c.Rule != "" {
+		b.WriteString(" by rule " + printable(c.Rule))
+	}
+	b.WriteByte('\n')
 	draw(&b, "", c.Steps)
 	return b.String()
 }

@@ -31,15 +31,21 @@ const (
 )
 
 // A Policy says whose signature makes a manifest trusted. The zero Policy, and
-// a nil one, admits nothing. A Policy is safe for concurrent use.
+// a nil one, admits nothing. A Policy is safe for concurrent use, and not to be
+// changed once it is in use.
 type Policy struct {
-	// Verifiers are the accepted identities: the signature of one of them is
-	// enough. Not to be changed once the policy is in use.
+	// Verifiers are the accepted identities, whatever the reference: the signature
+	// of one of them is enough.
 	Verifiers []Verifier
+
+	// Rules are for some repositories each, in place of Verifiers: of those that
+	// name a reference's repository the first one counts, and where none does the
+	// reference is refused. A policy that has both admits nothing.
+	Rules []Rule
 }
 
 // Admit decides whether reference, a tag, a digest or a full name as
-// repo.Resolve takes it, may be used. It fetches the manifest and looks for a
+// repo.Resolve takes it, may be used; a policy with rules takes full names only. It fetches the manifest and looks for a
 // signature over its digest by an accepted identity; then it looks for the
 // newest index of the manifest that is signed in the same way. Without such
 // an index the reference is admitted all the same, and Trusted.Index says so.
@@ -59,14 +65,11 @@ type Policy struct {
 // how much is read, and how many signatures and indexes are tried, is bounded.
 func (p *Policy) Admit(ctx context.Context, repo Repository, reference string) (Trusted, *Chain, error) {
 	chain := &Chain{Reference: reference, Steps: []*Step{}}
-	if p == nil || len(p.Verifiers) == 0 {
-		return Trusted{}, chain, &DeniedError{
-			Reference: reference,
-			Rule:      "the policy accepts no identity",
-			Missing:   "there is no public key to check a signature with",
-			Next:      "name the signer's public key: --key cosign.pub",
-		}
+	rule, err := p.ruleOf(reference)
+	if err != nil {
+		return Trusted{}, chain, err
 	}
+	chain.Rule = rule.Name
 	desc, err := resolve(ctx, repo, reference)
 	if err != nil {
 		return Trusted{}, chain, err
@@ -81,8 +84,8 @@ func (p *Policy) Admit(ctx context.Context, repo Repository, reference string) (
 		indexes  []*Step
 		indexErr error
 	)
-	looking.Go(func() { index, indexes, indexErr = p.newestTrusted(ctx, repo, desc, oci.ArtifactTypeIndex, "index") })
-	manifest, err := p.manifest(ctx, repo, chain, desc)
+	looking.Go(func() { index, indexes, indexErr = rule.newestTrusted(ctx, repo, desc, oci.ArtifactTypeIndex, "index") })
+	manifest, err := rule.manifest(ctx, repo, chain, desc)
 	if err != nil {
 		cancel()
 		looking.Wait()
@@ -109,23 +112,23 @@ func resolve(ctx context.Context, repo Repository, reference string) (ocispec.De
 }
 
 // manifest returns the manifest that desc describes, when it is signed.
-func (p *Policy) manifest(ctx context.Context, repo Repository, chain *Chain, desc ocispec.Descriptor) (Document, error) {
+func (r *Rule) manifest(ctx context.Context, repo Repository, chain *Chain, desc ocispec.Descriptor) (Document, error) {
 	reference := chain.Reference
 	step := &Step{What: "manifest", Digest: desc.Digest}
 	chain.Steps = append(chain.Steps, step)
 	deny := func(err error, hint string) error {
 		step.refuse(err)
-		var r refusal
-		if !errors.As(err, &r) {
+		var refused refusal
+		if !errors.As(err, &refused) {
 			return fmt.Errorf("admit %s (%s): %w", reference, desc.Digest, err)
 		}
-		return &DeniedError{Reference: reference, Digest: desc.Digest, Rule: p.rule(), Missing: step.Why, Next: hint}
+		return &DeniedError{Reference: reference, Digest: desc.Digest, Rule: r.asks(), Missing: step.Why, Next: hint}
 	}
 	var (
 		looking sync.WaitGroup
 		signErr error
 	)
-	looking.Go(func() { signErr = p.signed(ctx, repo, desc, step) })
+	looking.Go(func() { signErr = signed(ctx, repo, desc, r.Signers, step) })
 	doc, err := fetchManifest(ctx, repo, reference, desc)
 	looking.Wait()
 	if err != nil {
@@ -165,9 +168,9 @@ func fetchManifest(ctx context.Context, repo Repository, reference string, desc 
 	return Document{Descriptor: desc, Bytes: b}, nil
 }
 
-// signed returns nil when a referrer of subject is an accepted signature over
+// signed returns nil when a referrer of subject is the signature of one of who over
 // it, and a refusal when none is. Each one tried is a step below step.
-func (p *Policy) signed(ctx context.Context, repo Repository, subject ocispec.Descriptor, step *Step) error {
+func signed(ctx context.Context, repo Repository, subject ocispec.Descriptor, who []Verifier, step *Step) error {
 	signedDigest, err := piece.ParseDigest(subject.Digest.String())
 	if err != nil {
 		return refusalf("%v", err)
@@ -187,7 +190,7 @@ func (p *Policy) signed(ctx context.Context, repo Repository, subject ocispec.De
 			}
 			continue
 		}
-		if s.SignedBy, err = p.verify(ctx, bundle, signedDigest); err == nil {
+		if s.SignedBy, err = verify(ctx, who, bundle, signedDigest); err == nil {
 			s.OK, step.OK = true, true
 			return nil
 		}
@@ -210,15 +213,15 @@ func (p *Policy) signed(ctx context.Context, repo Repository, subject ocispec.De
 	return refusalf("none of the %d signatures attached to it is accepted: %s", len(found), step.Steps[0].Why)
 }
 
-// verify returns the first accepted identity that signed subject with bundle.
-func (p *Policy) verify(ctx context.Context, bundle []byte, subject piece.Digest) (string, error) {
+// verify returns the first of who that signed subject with bundle.
+func verify(ctx context.Context, who []Verifier, bundle []byte, subject piece.Digest) (string, error) {
 	var why []string
-	for _, v := range p.Verifiers {
+	for _, v := range who {
 		err := v.Verify(ctx, bundle, subject)
 		switch {
 		case err == nil:
 			return v.Identity(), nil
-		case len(p.Verifiers) == 1:
+		case len(who) == 1:
 			why = append(why, err.Error())
 		default:
 			why = append(why, fmt.Sprintf("not by %s: %v", v.Identity(), err))
@@ -235,13 +238,17 @@ func (p *Policy) Trace(ctx context.Context, repo Repository, subject Trusted) (D
 	if !subject.Valid() {
 		return Document{}, nil, fmt.Errorf("look for a trace: %w", piece.ErrNotTrusted)
 	}
-	return p.newestTrusted(ctx, repo, subject.manifest.Descriptor, oci.ArtifactTypeTrace, "trace")
+	rule, err := p.ruleOf(subject.reference)
+	if err != nil {
+		return Document{}, nil, err
+	}
+	return rule.newestTrusted(ctx, repo, subject.manifest.Descriptor, oci.ArtifactTypeTrace, "trace")
 }
 
-// newestTrusted returns the newest referrer of subject of that type that the policy
+// newestTrusted returns the newest referrer of subject of that type that the rule
 // trusts, and the steps to it. It is the zero Document when there is none; an
 // error means that this is not known.
-func (p *Policy) newestTrusted(ctx context.Context, repo Repository, subject ocispec.Descriptor, artifactType, what string) (_ Document, steps []*Step, _ error) {
+func (r *Rule) newestTrusted(ctx context.Context, repo Repository, subject ocispec.Descriptor, artifactType, what string) (_ Document, steps []*Step, _ error) {
 	found, more, err := newest(ctx, repo, subject, artifactType, maxIndexes)
 	if err != nil {
 		return Document{}, nil, err
@@ -261,7 +268,7 @@ func (p *Policy) newestTrusted(ctx context.Context, repo Repository, subject oci
 			looking sync.WaitGroup
 			signErr error
 		)
-		looking.Go(func() { signErr = p.signed(ctx, repo, desc, step) })
+		looking.Go(func() { signErr = signed(ctx, repo, desc, r.indexers(), step) })
 		b, _, err := fetchReferrer(ctx, repo, desc, subject, artifactType, maxManifest)
 		looking.Wait()
 		if err == nil {
@@ -279,15 +286,4 @@ func (p *Policy) newestTrusted(ctx context.Context, repo Repository, subject oci
 		none("others were not tried")
 	}
 	return Document{}, steps, nil
-}
-
-func (p *Policy) rule() string {
-	names := make([]string, len(p.Verifiers))
-	for i, v := range p.Verifiers {
-		names[i] = v.Identity()
-	}
-	if len(names) == 1 {
-		return "the policy asks for a signature by " + names[0]
-	}
-	return "the policy asks for a signature by one of: " + strings.Join(names, ", ")
 }

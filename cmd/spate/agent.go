@@ -18,8 +18,6 @@ import (
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/torrent"
 	"github.com/spate-project/spate/prefetch/orders"
-	"github.com/spate-project/spate/signing"
-	"github.com/spate-project/spate/signing/cosign"
 )
 
 const (
@@ -29,25 +27,6 @@ const (
 	// for what is on its way.
 	agentMemory = 128 << 20
 )
-
-// trustFlags say whose signatures count.
-type trustFlags struct{ keys []string }
-
-func (t *trustFlags) register(f *pflag.FlagSet) {
-	f.StringArrayVar(&t.keys, "key", nil, "public key `file` (PEM) whose signatures are trusted; may be repeated")
-}
-
-func (t *trustFlags) policy() (*signing.Policy, error) {
-	p := &signing.Policy{}
-	for _, path := range t.keys {
-		v, err := cosign.LoadPublicKey(path)
-		if err != nil {
-			return nil, err
-		}
-		p.Verifiers = append(p.Verifiers, v)
-	}
-	return p, nil
-}
 
 // remoteFlags say how registries are reached.
 type remoteFlags struct{ plainHTTP bool }
@@ -124,8 +103,8 @@ quota by spate cache resize.`,
 			if err := orders.CheckLabels(labels); err != nil {
 				return usage(fmt.Errorf("--label: %w", err))
 			}
-			if len(policy.Verifiers) == 0 {
-				opts.Logger.Warn("no --key is given: nothing will be trusted")
+			if len(policy.Verifiers)+len(policy.Rules) == 0 {
+				opts.Logger.Warn("neither --key nor --policy is given: nothing will be trusted")
 			}
 			for _, r := range registries {
 				u, err := url.Parse(r)

@@ -82,7 +82,9 @@ func (a *app) changeWarm(ctx context.Context, w *warmFlags, ref string, edit fun
 	if err != nil {
 		return err
 	}
-	policy.Verifiers = append(policy.Verifiers, own)
+	if policy, err = policy.With(own, reference); err != nil {
+		return err
+	}
 	set, err := warm.Change(ctx, repo, policy, signer, reference, w.pool, edit)
 	if err != nil {
 		return err
@@ -222,7 +224,7 @@ registry has them.`,
 			if !history {
 				return a.out.Result(v, v.print)
 			}
-			versions, err := warm.History(cmd.Context(), policy, repo, set)
+			versions, err := warm.History(cmd.Context(), policy, repo, reference, set)
 			if err != nil {
 				return err
 			}

@@ -301,21 +301,6 @@ func TestNew(t *testing.T) {
 	}
 }
 
-func TestMatches(t *testing.T) {
-	for _, c := range []struct {
-		pattern, repo string
-		want          bool
-	}{
-		{"**", "a/b/c", true}, {"a", "a", true}, {"a", "ab", false}, {"*", "a", true}, {"*", "a/b", false},
-		{"a/*", "a/b", true}, {"a/*", "a/b/c", false}, {"a/**", "a/b/c", true}, {"a/**", "a", false}, {"a/**", "ab/c", false},
-		{"*/b/**", "x/b/c/d", true}, {"*/b/**", "x/c/c", false}, {"team-*", "team-1", true},
-	} {
-		if got := matches(c.pattern, c.repo); got != c.want {
-			t.Errorf("%s matches %s: %v", c.pattern, c.repo, got)
-		}
-	}
-}
-
 func FuzzParseRules(f *testing.F) {
 	f.Add([]byte(rules))
 	f.Add([]byte("rules: [{repositories: ['**'], users: ['*'], actions: [pull]}]"))

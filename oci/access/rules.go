@@ -3,12 +3,11 @@ package access
 import (
 	"errors"
 	"fmt"
-	"path"
 	"slices"
-	"strings"
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/spate-project/spate/oci"
 	"github.com/spate-project/spate/oci/registry"
 )
 
@@ -17,9 +16,7 @@ type Rules []Rule
 
 // A Rule lets users do actions in repositories.
 type Rule struct {
-	// Repositories are patterns: * stands for anything but a slash, and /** at the
-	// end, or ** alone, for everything below.
-	Repositories []string `json:"repositories"`
+	Repositories []oci.Pattern `json:"repositories"`
 
 	// Users are names, * for everybody who is logged in, or anonymous for
 	// everybody.
@@ -33,7 +30,7 @@ const anonymous = "anonymous"
 
 // allUsers is what holds without rules.
 var allUsers = Rules{{
-	Repositories: []string{"**"}, Users: []string{"*"},
+	Repositories: []oci.Pattern{"**"}, Users: []string{"*"},
 	Actions: []registry.Action{registry.Pull, registry.Push, registry.Delete},
 }}
 
@@ -74,8 +71,8 @@ func (r Rule) check() error {
 		return errors.New("it names no actions")
 	}
 	for _, p := range r.Repositories {
-		if _, err := path.Match(p, ""); err != nil || strings.Contains(strings.TrimSuffix(strings.TrimSuffix(p, "**"), "/"), "**") {
-			return fmt.Errorf("%q is no pattern of repositories, such as team/* or team/**", p)
+		if err := p.Check(); err != nil {
+			return err
 		}
 	}
 	for _, a := range r.Actions {
@@ -91,23 +88,6 @@ func (r Rule) check() error {
 func (r Rules) allow(user, repo string, action registry.Action) bool {
 	return slices.ContainsFunc(r, func(r Rule) bool {
 		return slices.ContainsFunc(r.Users, func(u string) bool { return u == anonymous || user != "" && (u == "*" || u == user) }) &&
-			(repo == "" || slices.Contains(r.Actions, action) && slices.ContainsFunc(r.Repositories, func(p string) bool { return matches(p, repo) }))
+			(repo == "" || slices.Contains(r.Actions, action) && slices.ContainsFunc(r.Repositories, func(p oci.Pattern) bool { return p.Matches(repo) }))
 	})
-}
-
-func matches(pattern, repo string) bool {
-	if pattern == "**" {
-		return true
-	}
-	above, deep := strings.CutSuffix(pattern, "/**")
-	if !deep {
-		ok, _ := path.Match(pattern, repo)
-		return ok
-	}
-	elements, levels := strings.Split(repo, "/"), strings.Count(above, "/")+1
-	if len(elements) <= levels {
-		return false
-	}
-	ok, _ := path.Match(above, strings.Join(elements[:levels], "/"))
-	return ok
 }

@@ -72,11 +72,16 @@ func Read(ctx context.Context, policy *signing.Policy, repo signing.Repository, 
 }
 
 // History returns set and the versions that it replaced, the newest first, as
-// Read does: as many as maxHistory, and as far as the registry has them.
-func History(ctx context.Context, policy *signing.Policy, repo signing.Repository, set Signed) ([]Signed, error) {
+// Read does from reference: as many as maxHistory, and as far as the registry has them.
+func History(ctx context.Context, policy *signing.Policy, repo signing.Repository, reference string, set Signed) ([]Signed, error) {
+	ref, err := registry.ParseReference(reference)
+	if err != nil {
+		return nil, err
+	}
 	versions := []Signed{set}
 	for set.Previous != "" && len(versions) < maxHistory {
-		before, err := Read(ctx, policy, repo, set.Previous.String(), set.Pool)
+		ref.Reference = set.Previous.String()
+		before, err := Read(ctx, policy, repo, ref.String(), set.Pool)
 		if errors.Is(err, errdef.ErrNotFound) {
 			break
 		}

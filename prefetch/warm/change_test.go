@@ -138,7 +138,7 @@ func TestHistory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := warm.History(t.Context(), b.policy, b.repo, latest)
+	list, err := warm.History(t.Context(), b.policy, b.repo, b.set("gpu"), latest)
 	if err != nil || len(list) != 3 {
 		t.Fatalf("%d versions, %v; want 3", len(list), err)
 	}
@@ -154,7 +154,7 @@ func TestHistory(t *testing.T) {
 	if err := b.repo.Delete(t.Context(), ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: list[1].Digest}); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := warm.History(t.Context(), b.policy, b.repo, latest); err != nil || len(list) != 1 {
+	if list, err := warm.History(t.Context(), b.policy, b.repo, b.set("gpu"), latest); err != nil || len(list) != 1 {
 		t.Errorf("%d versions, %v after one was deleted; want 1", len(list), err)
 	}
 }

@@ -1,9 +1,11 @@
-// Package cosign makes and checks signatures as cosign v3 does with a key pair:
-// a Sigstore bundle (media type v0.3) around a DSSE envelope around an in-toto
-// Statement v1 of cosign's own predicate type, whose one subject is the digest.
+// Package cosign makes signatures as cosign v3 does with a key pair, and checks
+// those by keys and by identities: a Sigstore bundle (media type v0.3) around a
+// DSSE envelope around an in-toto Statement v1 of cosign's own predicate type, whose
+// one subject is the digest.
 //
 // A key says by itself whom to trust, so neither a transparency log nor a
-// timestamp is asked for, and nothing here needs a network.
+// timestamp is asked for; for identities a trusted root says which of these count.
+// Nothing here needs a network.
 package cosign
 
 import (
@@ -55,23 +57,14 @@ func (v *Verifier) Identity() string {
 // nothing else: an attestation about subject, or a statement that has other
 // subjects too, is not. It keeps no reference to b. Any error means no.
 func (v *Verifier) Verify(ctx context.Context, b []byte, subject piece.Digest) error {
-	if err := ctx.Err(); err != nil {
+	entity, err := parseBundle(ctx, b)
+	if err != nil {
 		return err
-	}
-	if len(b) > maxBundle {
-		return fmt.Errorf("the bundle has %d bytes, at most %d are read", len(b), maxBundle)
-	}
-	var entity bundle.Bundle
-	if err := entity.UnmarshalJSON(b); err != nil {
-		return fmt.Errorf("not a Sigstore bundle: %v", err)
-	}
-	if entity.MediaType != cosignbundle.BundleV03MediaType {
-		return fmt.Errorf("the bundle's media type is %q, not %q", entity.MediaType, cosignbundle.BundleV03MediaType)
 	}
 	result, err := cosign.VerifyNewBundle(ctx,
 		&cosign.CheckOpts{SigVerifier: v.key, IgnoreTlog: true},
 		verify.WithArtifactDigest("sha256", subject[:]),
-		&entity,
+		entity,
 	)
 	if err != nil {
 		hint := entity.GetVerificationMaterial().GetPublicKey().GetHint()
@@ -81,6 +74,24 @@ func (v *Verifier) Verify(ctx context.Context, b []byte, subject piece.Digest) e
 		return fmt.Errorf("it does not verify: %v", err)
 	}
 	return checkStatement(result.Statement, subject)
+}
+
+// parseBundle parses what may be a bundle of any kind.
+func parseBundle(ctx context.Context, b []byte) (*bundle.Bundle, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if len(b) > maxBundle {
+		return nil, fmt.Errorf("the bundle has %d bytes, at most %d are read", len(b), maxBundle)
+	}
+	var entity bundle.Bundle
+	if err := entity.UnmarshalJSON(b); err != nil {
+		return nil, fmt.Errorf("not a Sigstore bundle: %v", err)
+	}
+	if entity.MediaType != cosignbundle.BundleV03MediaType {
+		return nil, fmt.Errorf("the bundle's media type is %q, not %q", entity.MediaType, cosignbundle.BundleV03MediaType)
+	}
+	return &entity, nil
 }
 
 // checkStatement refuses what a key may well have signed, but not as a
