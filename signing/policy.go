@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -32,7 +33,7 @@ const (
 
 // A Policy says whose signature makes a manifest trusted. The zero Policy, and
 // a nil one, admits nothing. A Policy is safe for concurrent use, and not to be
-// changed once it is in use.
+// changed once it is in use; Replace does that.
 type Policy struct {
 	// Verifiers are the accepted identities, whatever the reference: the signature
 	// of one of them is enough.
@@ -42,6 +43,25 @@ type Policy struct {
 	// name a reference's repository the first one counts, and where none does the
 	// reference is refused. A policy that has both admits nothing.
 	Rules []Rule
+
+	in         atomic.Pointer[Policy] // what is in its place
+	generation atomic.Uint64
+}
+
+// Replace puts another policy in the place of p: what p is asked from now on that
+// one answers. It is safe beside Admit.
+func (p *Policy) Replace(by *Policy) {
+	p.in.Store(by)
+	p.generation.Add(1)
+}
+
+// Generation tells how often p was replaced. What was admitted in an earlier
+// generation is not known to be admitted now.
+func (p *Policy) Generation() uint64 {
+	if p == nil {
+		return 0
+	}
+	return p.generation.Load()
 }
 
 // Admit decides whether reference, a tag, a digest or a full name as

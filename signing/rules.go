@@ -31,6 +31,11 @@ type Rule struct {
 // ruleOf returns the rule for a reference: the first one of the policy that names
 // its repository, or the only one of a policy without rules.
 func (p *Policy) ruleOf(reference string) (*Rule, error) {
+	if p != nil {
+		if in := p.in.Load(); in != nil {
+			p = in
+		}
+	}
 	deny := func(rule, missing, next string) error {
 		return &DeniedError{Reference: reference, Rule: rule, Missing: missing, Next: next}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/torrent"
 	"github.com/spate-project/spate/prefetch/orders"
+	"github.com/spate-project/spate/signing/policyfile"
 )
 
 const (
@@ -152,6 +153,9 @@ quota by spate cache resize.`,
 			ag, err := agent.New(opts)
 			if err != nil {
 				return err
+			}
+			if trust.file != "" {
+				go policyfile.Watch(cmd.Context(), trust.file, policy, opts.Logger)
 			}
 			if err := a.announce(serving{ln.Addr().String(), data}, "agent"); err != nil {
 				return err

@@ -56,21 +56,22 @@ const maxChildren = 64
 // says of it. A client that has an image's manifest from before asks only for its
 // index and then for blobs; the manifests that the index lists are read here then.
 func (m *Mirror) listed(ctx context.Context, o *origin, rt route) (*manifest, ocispec.Descriptor, error) {
-	man, blob := m.memory.lister(o.repository, rt.digest, false)
+	memory := m.admitted()
+	man, blob := memory.lister(o.repository, rt.digest, false)
 	if man != nil {
 		return man, blob, nil
 	}
-	for _, child := range m.memory.missing(o.repository, maxChildren) {
+	for _, child := range memory.missing(o.repository, maxChildren) {
 		crt := route{what: manifests, name: rt.name, reference: child.Digest.String(), digest: child.Digest}
 		man, err := o.fetch(ctx, crt, http.Header{"Accept": {child.MediaType}})
 		if a := (*answered)(nil); errors.As(err, &a) && a.status == http.StatusUnauthorized || ctx.Err() != nil {
 			return nil, blob, err
 		}
-		if err != nil || m.admit(ctx, o, crt, man) != nil {
+		if err != nil || m.admit(ctx, memory, o, crt, man) != nil {
 			continue // an index may list what its repository does not hold
 		}
-		m.memory.add(man)
-		if man, blob := m.memory.lister(o.repository, rt.digest, false); man != nil {
+		memory.add(man)
+		if man, blob := memory.lister(o.repository, rt.digest, false); man != nil {
 			return man, blob, nil
 		}
 	}

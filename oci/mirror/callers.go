@@ -105,9 +105,10 @@ func (m *Mirror) Credential(repository string, plain bool) (cred auth.Credential
 // away its last word counts.
 func (m *Mirror) enter(ctx context.Context, o *origin, rt route) error {
 	accept := http.Header{}
-	if man := m.memory.get(o.repository, rt.digest); rt.what == manifests && man != nil {
+	memory := m.admitted()
+	if man := memory.get(o.repository, rt.digest); rt.what == manifests && man != nil {
 		accept.Set("Accept", man.desc.MediaType)
-	} else if listing, _ := m.memory.lister(o.repository, rt.digest, false); rt.what != blobs || listing == nil {
+	} else if listing, _ := memory.lister(o.repository, rt.digest, false); rt.what != blobs || listing == nil {
 		return nil // the origin will be asked anyway
 	}
 	who := o.caller.shown(o.repository)

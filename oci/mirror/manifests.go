@@ -37,7 +37,8 @@ func (m *Mirror) getManifest(w *recorder, req *http.Request, o *origin, rt route
 // origin; a tag does, and for a HEAD the answer to a HEAD is mostly enough.
 func (m *Mirror) manifest(req *http.Request, o *origin, rt route) (*manifest, path, error) {
 	ctx, accept := req.Context(), http.Header{"Accept": req.Header.Values("Accept")}
-	if man := m.memory.get(o.repository, rt.digest); man != nil {
+	memory := m.admitted()
+	if man := memory.get(o.repository, rt.digest); man != nil {
 		return man, fromMemory, nil
 	}
 	if rt.digest == "" && req.Method == http.MethodHead {
@@ -46,7 +47,7 @@ func (m *Mirror) manifest(req *http.Request, o *origin, rt route) (*manifest, pa
 			return nil, failed, err
 		}
 		resp.Body.Close()
-		if man := m.memory.get(o.repository, digest.Digest(resp.Header.Get("Docker-Content-Digest"))); man != nil {
+		if man := memory.get(o.repository, digest.Digest(resp.Header.Get("Docker-Content-Digest"))); man != nil {
 			return man, fromOrigin, nil
 		}
 	}
@@ -54,10 +55,10 @@ func (m *Mirror) manifest(req *http.Request, o *origin, rt route) (*manifest, pa
 	if err != nil {
 		return nil, failed, err
 	}
-	if err := m.admit(ctx, o, rt, man); err != nil {
+	if err := m.admit(ctx, memory, o, rt, man); err != nil {
 		return nil, failed, err
 	}
-	m.memory.add(man)
+	memory.add(man)
 	return man, fromOrigin, nil
 }
 
@@ -96,8 +97,8 @@ func (o *origin) fetch(ctx context.Context, rt route, accept http.Header) (*mani
 
 // admit returns nil when man, which rt names, may be given out: an admitted index
 // lists it, or the policy admits it. What it says of itself must be what the index says.
-func (m *Mirror) admit(ctx context.Context, o *origin, rt route, man *manifest) error {
-	if _, desc := m.memory.lister(o.repository, man.desc.Digest, true); desc.MediaType == man.desc.MediaType && desc.Size == man.desc.Size {
+func (m *Mirror) admit(ctx context.Context, memory *memory, o *origin, rt route, man *manifest) error {
+	if _, desc := memory.lister(o.repository, man.desc.Digest, true); desc.MediaType == man.desc.MediaType && desc.Size == man.desc.Size {
 		return nil
 	}
 	_, _, err := m.opts.Policy.Admit(ctx, fetched{o.repo, man}, rt.full(o.repository))

@@ -31,6 +31,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -79,11 +80,14 @@ type Mirror struct {
 	transport *http.Transport
 	client    *http.Client
 	local     []string // registries that may be on this machine
-	memory    *memory
 	callers   *callers
 	log       *slog.Logger
 	stats     [failed + 1]struct{ answers, bytes atomic.Int64 }
 	reasons   tally // of blobs
+
+	mu         sync.Mutex
+	memory     *memory // of what the policy of generation has admitted
+	generation uint64
 }
 
 // New returns a mirror that has sent nothing yet. An error says which registry
@@ -119,6 +123,17 @@ func New(opts Options) (*Mirror, error) {
 
 // Close lets go of idle connections. The caller first ends the requests that are being served.
 func (m *Mirror) Close() { m.transport.CloseIdleConnections() }
+
+// admitted returns the memory of what the policy, as it is now, has admitted. What
+// is added to it after the policy was replaced nobody sees.
+func (m *Mirror) admitted() *memory {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if g := m.opts.Policy.Generation(); g != m.generation {
+		m.memory, m.generation = newMemory(maxManifests, maxMemory), g
+	}
+	return m.memory
+}
 
 // A path says where an answer came from.
 type path int

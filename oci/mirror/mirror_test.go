@@ -343,3 +343,21 @@ func TestMemory(t *testing.T) {
 		t.Errorf("%d manifests", m.last.Len())
 	}
 }
+
+// TestReplacedPolicy: what an earlier policy admitted is asked of the new one, blobs too.
+func TestReplacedPolicy(t *testing.T) {
+	b := newBench(t, nil)
+	img := b.image("v1", []byte("layer"))
+	b.sign(img.desc)
+	manifest, blob := "manifests/"+img.desc.Digest.String(), "blobs/"+digest.FromBytes(img.config).String()
+	before := b.mirror.opts.Policy
+	b.get(manifest).want(t, 200, must(json.Marshal(manifestOf(t, b, img))))
+	b.get(blob).want(t, 200, img.config)
+	admitting := &signing.Policy{Verifiers: before.Verifiers}
+	before.Replace(&signing.Policy{})
+	b.get(blob).want(t, 403, []byte("DENIED"))
+	b.get(manifest).want(t, 403, []byte("accepts no identity"))
+	before.Replace(admitting)
+	b.get(manifest).want(t, 200, must(json.Marshal(manifestOf(t, b, img))))
+	b.get(blob).want(t, 200, img.config)
+}

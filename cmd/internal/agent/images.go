@@ -61,6 +61,7 @@ type shown struct {
 	ready chan struct{} // closed when err, or the rest, is known
 	err   error
 
+	admitted atomic.Uint64 // the policy's generation that did it
 	artifact *artifact
 	layers   map[digest.Digest]image.Indexed // by blob
 	fs       *mount.FS
@@ -194,12 +195,34 @@ func (s *images) layer(ctx context.Context, r snapshot.Request, from source) (*s
 	if err != nil {
 		return nil, err
 	}
+	if err = s.admitAgain(ctx, im, reference.String(), from); err != nil {
+		s.release(im)
+		return nil, err
+	}
 	l, err := s.layerOf(im, r, reference.String())
 	if err != nil {
 		s.release(im)
 		return nil, err
 	}
 	return l, nil
+}
+
+// admitAgain returns nil when the policy is the one that admitted an image which is
+// open, or admits it too.
+func (s *images) admitAgain(ctx context.Context, im *shown, reference string, from source) error {
+	now := s.agent.opts.Policy.Generation()
+	if im.admitted.Load() == now {
+		return nil
+	}
+	_, err := s.agent.admit(ctx, reference, from)
+	switch {
+	case errors.Is(err, piece.ErrNotTrusted):
+		return fmt.Errorf("%w: %w", snapshot.ErrRefused, err)
+	case err != nil:
+		return err
+	}
+	im.admitted.Store(now)
+	return nil
 }
 
 // layerOf returns a layer of im, which is in use for it.
@@ -337,6 +360,7 @@ func (s *images) sweep() {
 func (s *images) show(ctx context.Context, im *shown, reference string, manifest digest.Digest, from source) error {
 	ctx, cancel := context.WithTimeout(ctx, opening)
 	defer cancel()
+	im.admitted.Store(s.agent.opts.Policy.Generation())
 	admission, err := s.agent.admit(ctx, reference, from)
 	switch {
 	case errors.Is(err, errNotIndexed):
