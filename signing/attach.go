@@ -37,12 +37,33 @@ func Sign(ctx context.Context, target Target, signer Signer, desc ocispec.Descri
 	return Attach(ctx, target, desc, bundle)
 }
 
+// Attest has signer attest predicate, a JSON object of predicateType, of desc, and
+// attaches that as `cosign attest` does.
+func Attest(ctx context.Context, target Target, signer Signer, desc ocispec.Descriptor, predicateType string, predicate []byte) (ocispec.Descriptor, error) {
+	subject, err := piece.ParseDigest(desc.Digest.String())
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("attest %s: %w", desc.Digest, err)
+	}
+	bundle, err := signer.Attest(ctx, subject, predicateType, predicate)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if len(bundle) > maxAttestation {
+		return ocispec.Descriptor{}, fmt.Errorf("attest %s: the bundle has %d bytes, and policies read at most %d", desc.Digest, len(bundle), maxAttestation)
+	}
+	return attach(ctx, target, desc, bundle, predicateType)
+}
+
 // Attach pushes bundle, a Sigstore bundle as a Signer makes it, as a referrer
 // of subject, and returns the descriptor of the referrer's manifest. It lays
 // the artifact out as `cosign sign` does, so that cosign finds it. Of subject
 // it uses the media type, digest and size; it does not look whether the target
 // has it, nor what the bundle says. Two calls attach two signatures.
 func Attach(ctx context.Context, target Target, subject ocispec.Descriptor, bundle []byte) (ocispec.Descriptor, error) {
+	return attach(ctx, target, subject, bundle, "https://sigstore.dev/cosign/sign/v1")
+}
+
+func attach(ctx context.Context, target Target, subject ocispec.Descriptor, bundle []byte, predicateType string) (ocispec.Descriptor, error) {
 	config := ocispec.Descriptor{
 		MediaType:    ocispec.MediaTypeEmptyJSON,
 		Digest:       ocispec.DescriptorEmptyJSON.Digest,
@@ -67,7 +88,7 @@ func Attach(ctx context.Context, target Target, subject ocispec.Descriptor, bund
 		Layers:           []ocispec.Descriptor{layer},
 		ManifestAnnotations: map[string]string{
 			"dev.sigstore.bundle.content":       "dsse-envelope",
-			"dev.sigstore.bundle.predicateType": "https://sigstore.dev/cosign/sign/v1",
+			"dev.sigstore.bundle.predicateType": predicateType,
 		},
 	})
 	if err != nil {

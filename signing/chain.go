@@ -19,10 +19,11 @@ type Chain struct {
 
 // A Step is one document of a Chain and the steps that were taken for its sake.
 type Step struct {
-	What     string        `json:"what"` // "manifest", "signature", "index" or "trace"
+	What     string        `json:"what"`         // "manifest", "signature", "attestation", "index" or "trace"
+	Of       string        `json:"of,omitempty"` // the predicate's type; attestations only
 	Digest   digest.Digest `json:"digest,omitempty"`
 	OK       bool          `json:"ok"`
-	SignedBy string        `json:"signedBy,omitempty"` // the identity; signatures only
+	SignedBy string        `json:"signedBy,omitempty"` // the identity; signatures and attestations only
 	Why      string        `json:"why,omitempty"`      // why not OK; may quote foreign text, printable characters only
 	Steps    []*Step       `json:"steps,omitempty"`
 }
@@ -47,6 +48,9 @@ func draw(b *strings.Builder, indent string, steps []*Step) {
 			branch, below = "└─ ", "   "
 		}
 		b.WriteString(indent + branch + s.What)
+		if s.Of != "" {
+			b.WriteString(" of " + printable(s.Of))
+		}
 		if s.Digest != "" {
 			b.WriteString(" " + printable(s.Digest.String()))
 		}

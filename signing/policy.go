@@ -65,8 +65,9 @@ func (p *Policy) Generation() uint64 {
 }
 
 // Admit decides whether reference, a tag, a digest or a full name as
-// repo.Resolve takes it, may be used; a policy with rules takes full names only. It fetches the manifest and looks for a
-// signature over its digest by an accepted identity; then it looks for the
+// repo.Resolve takes it, may be used; a policy with rules takes full names only. It
+// fetches the manifest and looks for a signature over its digest by an accepted
+// identity, and for the attestations that its rule asks for; then it looks for the
 // newest index of the manifest that is signed in the same way. Without such
 // an index the reference is admitted all the same, and Trusted.Index says so.
 //
@@ -158,6 +159,9 @@ func (r *Rule) manifest(ctx context.Context, repo Repository, chain *Chain, desc
 		return Document{}, deny(err, fmt.Sprintf("sign it with `cosign sign --key cosign.key REPOSITORY@%s`, "+
 			"or name the signer's public key: --key cosign.pub", desc.Digest))
 	}
+	if err := r.attested(ctx, repo, desc, step); err != nil {
+		return Document{}, deny(err, fmt.Sprintf("attach it with `cosign attest --key cosign.key --predicate FILE --type TYPE REPOSITORY@%s`, or `spate attest`", desc.Digest))
+	}
 	return doc, nil
 }
 
@@ -202,7 +206,7 @@ func signed(ctx context.Context, repo Repository, subject ocispec.Descriptor, wh
 	var failed error // the first failure that says nothing about the signature
 	for _, desc := range found {
 		s := step.add("signature", desc.Digest)
-		bundle, err := fetchBundle(ctx, repo, desc, subject)
+		bundle, err := fetchBundle(ctx, repo, desc, subject, maxBundle)
 		if err != nil {
 			s.refuse(err)
 			if failed == nil && !isRefusal(err) {

@@ -106,8 +106,8 @@ func fetchReferrer(ctx context.Context, repo content.Fetcher, desc, subject ocis
 	return b, &m, nil
 }
 
-// fetchBundle returns the Sigstore bundle that the referrer desc of subject holds.
-func fetchBundle(ctx context.Context, repo content.Fetcher, desc, subject ocispec.Descriptor) ([]byte, error) {
+// fetchBundle returns the Sigstore bundle that the referrer desc of subject holds, of at most limit bytes.
+func fetchBundle(ctx context.Context, repo content.Fetcher, desc, subject ocispec.Descriptor, limit int64) ([]byte, error) {
 	_, m, err := fetchReferrer(ctx, repo, desc, subject, oci.ArtifactTypeBundle, maxBundle)
 	if err != nil {
 		return nil, err
@@ -115,7 +115,7 @@ func fetchBundle(ctx context.Context, repo content.Fetcher, desc, subject ocispe
 	if len(m.Layers) != 1 || m.Layers[0].MediaType != oci.ArtifactTypeBundle {
 		return nil, refusalf("its manifest has not one layer that is a bundle")
 	}
-	b, err := fetch(ctx, repo, m.Layers[0], maxBundle)
+	b, err := fetch(ctx, repo, m.Layers[0], limit)
 	if err != nil {
 		return nil, fmt.Errorf("fetch its bundle: %w", err)
 	}

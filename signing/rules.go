@@ -26,6 +26,17 @@ type Rule struct {
 	// Indexers are accepted for indexes and traces too, and for nothing else: an
 	// index says which bytes an admitted artifact has, and admits none.
 	Indexers []Verifier
+
+	// Attestations are those that an artifact has to have beside its signature.
+	Attestations []Attestation
+}
+
+// An Attestation is one that somebody has to have made of an artifact.
+type Attestation struct {
+	PredicateType string // a URI, such as https://slsa.dev/provenance/v1
+
+	// Signers are the accepted identities; the rule's when empty.
+	Signers []Verifier
 }
 
 // ruleOf returns the rule for a reference: the first one of the policy that names

@@ -28,12 +28,21 @@ type Verifier interface {
 	// Verify reports whether bundle, a Sigstore bundle as JSON, is this identity's
 	// signature over subject. It needs no network. Any error means no.
 	Verify(ctx context.Context, bundle []byte, subject piece.Digest) error
+
+	// VerifyAttestation reports in the same way whether bundle is this identity's
+	// attestation about subject with a predicate of that type. What the predicate
+	// says is not looked at.
+	VerifyAttestation(ctx context.Context, bundle []byte, subject piece.Digest, predicateType string) error
 }
 
 // A Signer signs digests. Implementations are safe for concurrent use.
 type Signer interface {
 	// Sign returns a Sigstore bundle as JSON, as `cosign sign` attaches it.
 	Sign(ctx context.Context, subject piece.Digest) ([]byte, error)
+
+	// Attest returns a Sigstore bundle as JSON, as `cosign attest` attaches it:
+	// predicate is a JSON object, of predicateType, about subject.
+	Attest(ctx context.Context, subject piece.Digest, predicateType string, predicate []byte) ([]byte, error)
 }
 
 // A Repository is what verification reads. *remote.Repository is one.

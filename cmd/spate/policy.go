@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -70,6 +71,8 @@ type ruleView struct {
 	References []oci.Pattern `json:"references"`
 	Signers    []string      `json:"signers"`
 	Indexers   []string      `json:"indexers,omitempty"`
+
+	Attestations []string `json:"attestations,omitempty"` // types of predicates
 }
 
 func (a *app) policyLintCommand() *cobra.Command {
@@ -88,7 +91,11 @@ with it is told with exit code 1.`,
 			}
 			var list []ruleView
 			for _, r := range p.Rules {
-				list = append(list, ruleView{r.Name, r.References, identities(r.Signers), identities(r.Indexers)})
+				v := ruleView{Name: r.Name, References: r.References, Signers: identities(r.Signers), Indexers: identities(r.Indexers)}
+				for _, a := range r.Attestations {
+					v.Attestations = append(v.Attestations, a.PredicateType)
+				}
+				list = append(list, v)
 			}
 			return a.out.Result(list, func(w io.Writer) error { return printRules(w, list) })
 		},
@@ -103,17 +110,14 @@ func identities(list []signing.Verifier) (names []string) {
 }
 
 func printRules(w io.Writer, list []ruleView) error {
-	t := ui.NewTable("RULE", "REFERENCES", "SIGNERS", "INDEXERS TOO")
+	t := ui.NewTable("RULE", "REFERENCES", "SIGNERS", "INDEXERS TOO", "ATTESTATIONS")
 	for _, r := range list {
 		var references []string
 		for _, p := range r.References {
 			references = append(references, string(p))
 		}
-		indexers := "-"
-		if len(r.Indexers) > 0 {
-			indexers = strings.Join(r.Indexers, "; ")
-		}
-		t.Row(r.Name, strings.Join(references, " "), strings.Join(r.Signers, "; "), indexers)
+		t.Row(r.Name, strings.Join(references, " "), strings.Join(r.Signers, "; "),
+			cmp.Or(strings.Join(r.Indexers, "; "), "-"), cmp.Or(strings.Join(r.Attestations, " "), "-"))
 	}
 	return t.Print(w)
 }

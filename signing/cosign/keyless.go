@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/sigstore/cosign/v3/pkg/types"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	"github.com/sigstore/sigstore-go/pkg/verify"
 
@@ -115,7 +116,17 @@ func (k *Keyless) Identity() string { return k.text }
 // Verify reports whether b is this identity's cosign signature over subject and
 // nothing else, as Verifier.Verify has it. It needs no network. Any error means no.
 func (k *Keyless) Verify(ctx context.Context, b []byte, subject piece.Digest) error {
-	entity, err := parseBundle(ctx, b)
+	return k.verify(ctx, b, maxBundle, subject, types.CosignSignPredicateType)
+}
+
+// VerifyAttestation reports whether b is this identity's attestation about subject,
+// and about nothing else, with a predicate of that type. Any error means no.
+func (k *Keyless) VerifyAttestation(ctx context.Context, b []byte, subject piece.Digest, predicateType string) error {
+	return k.verify(ctx, b, maxAttestation, subject, predicateType)
+}
+
+func (k *Keyless) verify(ctx context.Context, b []byte, limit int, subject piece.Digest, predicateType string) error {
+	entity, err := parseBundle(ctx, b, limit)
 	if err != nil {
 		return err
 	}
@@ -127,5 +138,5 @@ func (k *Keyless) Verify(ctx context.Context, b []byte, subject piece.Digest) er
 	if err != nil {
 		return fmt.Errorf("it does not verify: %s", strings.TrimSpace(err.Error()))
 	}
-	return checkStatement(result.Statement, subject)
+	return checkStatement(result.Statement, subject, predicateType)
 }

@@ -166,6 +166,27 @@ func TestKeyless(t *testing.T) {
 		})
 	}
 
+	// An attestation is one of its type and about its subject.
+	const slsa = "https://slsa.dev/provenance/v1"
+	attested := s.sign(someone, github, stating(slsa, subject), now, nil)
+	attester, err := NewKeyless(s.options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := attester.VerifyAttestation(t.Context(), attested, subject, slsa); err != nil {
+		t.Error(err)
+	}
+	for _, err := range []error{
+		attester.VerifyAttestation(t.Context(), attested, subject, "https://spdx.dev/Document"),
+		attester.VerifyAttestation(t.Context(), attested, piece.Digest{1}, slsa),
+		attester.VerifyAttestation(t.Context(), good, subject, slsa),
+		attester.VerifyAttestation(t.Context(), other.sign(someone, github, stating(slsa, subject), now, nil), subject, slsa),
+	} {
+		if err == nil {
+			t.Error("what is no such attestation counts as one")
+		}
+	}
+
 	// A key's bundle is none of an identity.
 	private, _, err := GenerateKeyPair(nil)
 	if err != nil {

@@ -43,6 +43,24 @@ func NewSigner(private []byte, password func() ([]byte, error)) (*Signer, error)
 // Sign returns the bundle that `cosign sign` makes for subject: a few hundred
 // bytes of JSON, the caller's, and not the same twice, since ECDSA is not.
 func (s *Signer) Sign(ctx context.Context, subject piece.Digest) ([]byte, error) {
+	return s.sign(ctx, subject, types.CosignSignPredicateType, &structpb.Struct{})
+}
+
+// Attest returns the bundle that `cosign attest` makes for subject: predicate, a JSON
+// object of predicateType, about it. The bundle is the caller's.
+func (s *Signer) Attest(ctx context.Context, subject piece.Digest, predicateType string, predicate []byte) ([]byte, error) {
+	var object structpb.Struct
+	if err := protojson.Unmarshal(predicate, &object); err != nil {
+		return nil, fmt.Errorf("attest %s: the predicate is no JSON object: %w", subject, err)
+	}
+	if predicateType == types.CosignSignPredicateType {
+		return nil, fmt.Errorf("attest %s: %s is a signature's type, and no attestation's", subject, predicateType)
+	}
+	return s.sign(ctx, subject, predicateType, &object)
+}
+
+// sign returns a bundle that states predicate about subject.
+func (s *Signer) sign(ctx context.Context, subject piece.Digest, predicateType string, predicate *structpb.Struct) ([]byte, error) {
 	empty := &structpb.Struct{}
 	statement, err := protojson.Marshal(&intoto.Statement{
 		Type: intoto.StatementTypeUri,
@@ -50,8 +68,8 @@ func (s *Signer) Sign(ctx context.Context, subject piece.Digest) ([]byte, error)
 			Digest:      map[string]string{"sha256": subject.Hex()},
 			Annotations: empty,
 		}},
-		PredicateType: types.CosignSignPredicateType,
-		Predicate:     empty,
+		PredicateType: predicateType,
+		Predicate:     predicate,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sign %s: %w", subject, err)

@@ -25,8 +25,12 @@ import (
 	"github.com/spate-project/spate/cache/piece"
 )
 
-// maxBundle bounds what Verify parses, in bytes. A key's bundle has about 700.
-const maxBundle = 256 << 10
+// maxBundle bounds what Verify parses, in bytes, and maxAttestation what
+// VerifyAttestation does. A key's bundle has about 700.
+const (
+	maxBundle      = 256 << 10
+	maxAttestation = 16 << 20
+)
 
 // A Verifier checks signatures by one public key. It is immutable and safe for
 // concurrent use.
@@ -57,7 +61,17 @@ func (v *Verifier) Identity() string {
 // nothing else: an attestation about subject, or a statement that has other
 // subjects too, is not. It keeps no reference to b. Any error means no.
 func (v *Verifier) Verify(ctx context.Context, b []byte, subject piece.Digest) error {
-	entity, err := parseBundle(ctx, b)
+	return v.verify(ctx, b, maxBundle, subject, types.CosignSignPredicateType)
+}
+
+// VerifyAttestation reports whether b is this key's attestation about subject, and
+// about nothing else, with a predicate of that type. Any error means no.
+func (v *Verifier) VerifyAttestation(ctx context.Context, b []byte, subject piece.Digest, predicateType string) error {
+	return v.verify(ctx, b, maxAttestation, subject, predicateType)
+}
+
+func (v *Verifier) verify(ctx context.Context, b []byte, limit int, subject piece.Digest, predicateType string) error {
+	entity, err := parseBundle(ctx, b, limit)
 	if err != nil {
 		return err
 	}
@@ -73,16 +87,16 @@ func (v *Verifier) Verify(ctx context.Context, b []byte, subject piece.Digest) e
 		}
 		return fmt.Errorf("it does not verify: %v", err)
 	}
-	return checkStatement(result.Statement, subject)
+	return checkStatement(result.Statement, subject, predicateType)
 }
 
 // parseBundle parses what may be a bundle of any kind.
-func parseBundle(ctx context.Context, b []byte) (*bundle.Bundle, error) {
+func parseBundle(ctx context.Context, b []byte, limit int) (*bundle.Bundle, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if len(b) > maxBundle {
-		return nil, fmt.Errorf("the bundle has %d bytes, at most %d are read", len(b), maxBundle)
+	if len(b) > limit {
+		return nil, fmt.Errorf("the bundle has %d bytes, at most %d are read", len(b), limit)
 	}
 	var entity bundle.Bundle
 	if err := entity.UnmarshalJSON(b); err != nil {
@@ -94,14 +108,20 @@ func parseBundle(ctx context.Context, b []byte) (*bundle.Bundle, error) {
 	return &entity, nil
 }
 
-// checkStatement refuses what a key may well have signed, but not as a
-// signature of subject: cosign itself takes any statement about it for one.
-func checkStatement(s *intoto.Statement, subject piece.Digest) error {
+// checkStatement refuses what an identity may well have signed, but not as a
+// signature of subject, or an attestation of that type: cosign itself takes any
+// statement about it for a signature.
+func checkStatement(s *intoto.Statement, subject piece.Digest, predicateType string) error {
 	switch {
 	case s == nil:
 		return errors.New("it signs the bytes alone and states nothing about them")
-	case s.GetPredicateType() != types.CosignSignPredicateType:
+	case s.GetPredicateType() == predicateType:
+	case predicateType == types.CosignSignPredicateType:
 		return fmt.Errorf("it is an attestation (%q), not a signature (%q)", s.GetPredicateType(), types.CosignSignPredicateType)
+	default:
+		return fmt.Errorf("it states %q, not %q", s.GetPredicateType(), predicateType)
+	}
+	switch {
 	case s.GetType() != intoto.StatementTypeUri:
 		return fmt.Errorf("its statement type is %q, not %q", s.GetType(), intoto.StatementTypeUri)
 	case len(s.GetSubject()) != 1 || len(s.GetSubject()[0].GetDigest()) != 1:

@@ -21,8 +21,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -38,6 +41,8 @@ const (
 	maxRules      = 1000
 	maxIdentities = 64 // of one rule, of either kind
 	maxReferences = 256
+
+	maxAttestations = 16 // of one rule
 )
 
 // version is that of the format that this package reads.
@@ -53,6 +58,33 @@ type rule struct {
 	References []oci.Pattern `json:"references"`
 	Signers    []identity    `json:"signers"`
 	Indexers   []identity    `json:"indexers"`
+
+	Attestations []attestation `json:"attestations"`
+}
+
+// An attestation is one that an artifact has to have.
+type attestation struct {
+	Type    string     `json:"type"`    // a URI, or one of predicates
+	Signers []identity `json:"signers"` // the rule's when empty
+}
+
+// predicates are the names that cosign has for types of predicates.
+var predicates = map[string]string{
+	"slsaprovenance": "https://slsa.dev/provenance/v0.2", "slsaprovenance1": "https://slsa.dev/provenance/v1",
+	"spdx": "https://spdx.dev/Document", "spdxjson": "https://spdx.dev/Document", "cyclonedx": "https://cyclonedx.org/bom",
+	"vuln": "https://cosign.sigstore.dev/attestation/vuln/v1", "openvex": "https://openvex.dev/ns",
+}
+
+// PredicateType returns the URI of a type of predicates: of one that cosign has a
+// name for, or as it is.
+func PredicateType(name string) (string, error) {
+	if uri, ok := predicates[name]; ok {
+		return uri, nil
+	}
+	if u, err := url.Parse(name); err != nil || u.Scheme == "" || u.Host == "" {
+		return "", fmt.Errorf("type %q is neither a URI nor one of %s", name, strings.Join(slices.Sorted(maps.Keys(predicates)), ", "))
+	}
+	return name, nil
 }
 
 // An identity is a key, or an identity of keyless signatures.
@@ -149,6 +181,20 @@ func (r rule) make(dir string) (made signing.Rule, err error) {
 	}
 	if made.Indexers, err = verifiers(r.Indexers, dir); err != nil {
 		return made, fmt.Errorf("indexers: %w", err)
+	}
+	if len(r.Attestations) > maxAttestations {
+		return made, fmt.Errorf("it asks for %d attestations, at most %d are accepted", len(r.Attestations), maxAttestations)
+	}
+	for i, a := range r.Attestations {
+		predicateType, err := PredicateType(a.Type)
+		if err != nil {
+			return made, fmt.Errorf("attestation %d: %w", i+1, err)
+		}
+		signers, err := verifiers(a.Signers, dir)
+		if err != nil {
+			return made, fmt.Errorf("attestation %d: signers: %w", i+1, err)
+		}
+		made.Attestations = append(made.Attestations, signing.Attestation{PredicateType: predicateType, Signers: signers})
 	}
 	return made, nil
 }

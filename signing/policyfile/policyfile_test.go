@@ -113,7 +113,7 @@ func TestExample(t *testing.T) {
 		}
 	}
 	p, err := parse([]byte(example), dir)
-	if err != nil || len(p.Rules) != 3 || len(p.Rules[0].Indexers) != 1 {
+	if err != nil || len(p.Rules) != 3 || len(p.Rules[0].Indexers) != 1 || len(p.Rules[0].Attestations) != 1 {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
@@ -141,6 +141,9 @@ func TestRefused(t *testing.T) {
 		"one of identity and":            begin + references + "  signers: [{trustedRoot: root.json, issuer: y}]\n",
 		"one of issuer and":              begin + references + "  signers: [{trustedRoot: root.json, identity: y}]\n",
 		"read the trusted root cosign":   begin + references + "  signers: [{trustedRoot: cosign.pub, identity: y, issuer: x}]\n",
+		"neither a URI nor one of":       begin + references + signers + "  attestations: [{type: provenance}]\n",
+		"attestation 1: signers":         begin + references + signers + "  attestations: [{type: spdx, signers: [{key: none.pub}]}]\n",
+		"asks for 17 attestations":       begin + references + signers + "  attestations: [" + strings.Repeat("{type: spdx},", 17) + "]\n",
 		"already set":                    begin + references + references + signers,
 		"more than 262144":               strings.Repeat("#", maxFile+1),
 		"there are 65, at most 64":       begin + references + "  signers: [" + strings.Repeat("{key: cosign.pub},", 65) + "]\n",
