@@ -101,7 +101,8 @@ logins of docker and podman are used.
 Whoever reaches the registry may pull, push and delete, unless --htpasswd names
 users: then each of them may, and nobody else. --access says more finely who may do
 what in which repositories. Logins are HTTP Basic, as docker login keeps them; both
-files are read again when they change. What introduces peers and takes orders,
+files are read again when they change. An address that sends ten wrong passwords has
+to wait, and --rate-limit lets nobody send more requests. What introduces peers and takes orders,
 below /spate/, asks for no login.
 
 What nothing leads to any more is removed every hour, see spate registry gc:

@@ -2,8 +2,10 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"time"
 )
 
 // An Action is what somebody does in a repository.
@@ -20,7 +22,7 @@ const (
 type Access interface {
 	// Allow says who sends a request, empty when it does not say, and whether they
 	// may do action in repo; an empty repo is the registry as such. Errors are
-	// ErrUnauthorized, where a login may help, and ErrDenied.
+	// ErrUnauthorized, where a login may help, ErrDenied, and a *TooManyError.
 	Allow(req *http.Request, repo string, action Action) (user string, err error)
 }
 
@@ -29,6 +31,16 @@ var (
 	ErrUnauthorized = errors.New("log in first")
 	ErrDenied       = errors.New("denied")
 )
+
+// A TooManyError says that somebody has to wait.
+type TooManyError struct {
+	What  string        // of what there are too many
+	After time.Duration // until the next one is served
+}
+
+func (e *TooManyError) Error() string {
+	return fmt.Sprintf("too many %s: try again in %v", e.What, e.After.Round(time.Millisecond))
+}
 
 // actionOf returns what a request does.
 func actionOf(k kind, method string) Action {

@@ -58,6 +58,7 @@ const (
 	codeUnsupported         = "UNSUPPORTED"
 	codeUnauthorized        = "UNAUTHORIZED"
 	codeDenied              = "DENIED"
+	codeTooMany             = "TOOMANYREQUESTS"
 
 	// codeUnknown is what registries answer with a status of 500 and up, where the specification has no code.
 	codeUnknown = "UNKNOWN"
@@ -83,10 +84,14 @@ func answer(err error) (status int, code, message string) {
 		dig *DigestError
 		man *ManifestError
 		mis *MissingError
+
+		many *TooManyError
 	)
 	switch {
 	case errors.As(err, &f):
 		return f.status, f.code, err.Error()
+	case errors.As(err, &many):
+		return http.StatusTooManyRequests, codeTooMany, err.Error()
 	case errors.Is(err, ErrUnauthorized):
 		return http.StatusUnauthorized, codeUnauthorized, err.Error()
 	case errors.Is(err, ErrDenied):

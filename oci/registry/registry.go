@@ -15,8 +15,10 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -195,6 +197,9 @@ func (r *Registry) serve(w http.ResponseWriter, req *http.Request) (rt route, us
 	user, err = r.allow(req, rt.name, actionOf(rt.kind, req.Method))
 	if errors.Is(err, ErrUnauthorized) {
 		w.Header().Set("WWW-Authenticate", `Basic realm="registry", charset="UTF-8"`)
+	}
+	if many, ok := errors.AsType[*TooManyError](err); ok {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(many.After.Seconds())))) // RFC 9110, section 10.2.3
 	}
 	if err != nil {
 		return rt, user, err
