@@ -70,7 +70,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.config, "config", "", "YAML `file` with flags as keys")
 	cmd.AddCommand(
 		a.demoCommand(), a.registryCommand(), a.agentCommand(), a.pushCommand(), a.pullCommand(), a.copyCommand(), a.exportCommand(), a.importCommand(), a.indexCommand(),
-		a.verifyCommand(), a.signCommand(), a.attestCommand(), a.policyCommand(), a.mountCommand(), a.umountCommand(), a.prefetchCommand(), a.warmCommand(), a.placementCommand(), a.traceCommand(), a.statusCommand(), a.loadCommand(), a.limitCommand(), a.cacheCommand(), a.liarCommand(), a.holderCommand(), a.labCommand(), a.sweepCommand(),
+		a.verifyCommand(), a.signCommand(), a.attestCommand(), a.policyCommand(), a.imageVerifierCommand(), a.mountCommand(), a.umountCommand(), a.prefetchCommand(), a.warmCommand(), a.placementCommand(), a.traceCommand(), a.statusCommand(), a.loadCommand(), a.limitCommand(), a.cacheCommand(), a.liarCommand(), a.holderCommand(), a.labCommand(), a.sweepCommand(),
 	)
 	return cmd
 }

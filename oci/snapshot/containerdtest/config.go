@@ -25,6 +25,9 @@ state = "DIR/state"
   [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
     platform = "linux"
     snapshotter = "NAME"
+[plugins.'io.containerd.image-verifier.v1.bindir']
+  bin_dir = "DIR/verifiers"
+  max_verifiers = 1
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "NAME"
 [plugins.'io.containerd.cri.v1.images'.registry]

@@ -86,6 +86,18 @@ func (c *Containerd) Start() {
 	})
 }
 
+// Verify has containerd ask a program, a script's text, whether an image may be pulled.
+func (c *Containerd) Verify(script string) {
+	c.t.Helper()
+	dir := filepath.Join(c.dir, "verifiers")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "verifier"), []byte(script), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // Kill kills containerd with SIGKILL. Containers run on.
 func (c *Containerd) Kill() {
 	c.cmd.Process.Kill()
