@@ -28,6 +28,18 @@ type Step struct {
 	Steps    []*Step       `json:"steps,omitempty"`
 }
 
+// SignedBy returns the identity whose signature admitted the manifest; empty when none did.
+func (c *Chain) SignedBy() string {
+	if len(c.Steps) > 0 {
+		for _, s := range c.Steps[0].Steps {
+			if s.OK && s.What == "signature" {
+				return s.SignedBy
+			}
+		}
+	}
+	return ""
+}
+
 // String draws the chain as a tree of lines, each ended by a newline.
 func (c *Chain) String() string {
 	var b strings.Builder

@@ -44,9 +44,18 @@ type Policy struct {
 	// reference is refused. A policy that has both admits nothing.
 	Rules []Rule
 
-	in         atomic.Pointer[Policy] // what is in its place
-	generation atomic.Uint64
+	// Decided, when not nil, is told of each decision of Admit, by its goroutine: err
+	// is nil, or the *DeniedError. The chain is not to be changed or kept. That of a
+	// policy that is replaced stays.
+	Decided func(ctx context.Context, chain *Chain, err error)
+
+	in                atomic.Pointer[Policy] // what is in its place
+	generation        atomic.Uint64
+	admitted, refused atomic.Int64
 }
+
+// Decisions returns how often Admit has admitted something, and refused it.
+func (p *Policy) Decisions() (admitted, refused int64) { return p.admitted.Load(), p.refused.Load() }
 
 // Replace puts another policy in the place of p: what p is asked from now on that
 // one answers. It is safe beside Admit.
@@ -85,6 +94,23 @@ func (p *Policy) Generation() uint64 {
 // Everything that the registry says is checked in bytes that a digest names;
 // how much is read, and how many signatures and indexes are tried, is bounded.
 func (p *Policy) Admit(ctx context.Context, repo Repository, reference string) (Trusted, *Chain, error) {
+	trusted, chain, err := p.admit(ctx, repo, reference)
+	denied, refused := errors.AsType[*DeniedError](err)
+	if p == nil || err != nil && !refused {
+		return trusted, chain, err
+	}
+	count := &p.admitted
+	if err = nil; refused {
+		count, err = &p.refused, denied
+	}
+	count.Add(1)
+	if p.Decided != nil {
+		p.Decided(ctx, chain, err)
+	}
+	return trusted, chain, err
+}
+
+func (p *Policy) admit(ctx context.Context, repo Repository, reference string) (Trusted, *Chain, error) {
 	chain := &Chain{Reference: reference, Steps: []*Step{}}
 	rule, err := p.ruleOf(reference)
 	if err != nil {

@@ -1,7 +1,10 @@
 package signing_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -153,5 +156,24 @@ func TestWith(t *testing.T) {
 	keys := &signing.Policy{Verifiers: []signing.Verifier{b.ours.verifier}}
 	if both, err := keys.With(b.stranger.verifier, "h/team/a:v1"); err != nil || !admits(both, "h/team/a:v1") || admits(keys, "h/team/a:v1") {
 		t.Errorf("of a policy without rules: %v", err)
+	}
+}
+
+// TestDecided: each decision is told and counted, also those of a policy in the place
+// of another; what could not be decided is none.
+func TestDecided(t *testing.T) {
+	b := newBench(t, stores["memory"](t))
+	b.signed(b.ours, b.manifest)
+	var told []string
+	b.policy.Decided = func(_ context.Context, c *signing.Chain, err error) {
+		told = append(told, fmt.Sprint(c.Reference, " ", c.SignedBy() != "", " ", err != nil))
+	}
+	b.policy.Admit(t.Context(), b.repo, reference)
+	b.policy.Admit(t.Context(), b.repo, "none")
+	b.policy.Replace(&signing.Policy{Verifiers: []signing.Verifier{b.stranger.verifier}})
+	b.policy.Admit(t.Context(), b.repo, reference)
+	want := []string{reference + " true false", reference + " false true"}
+	if admitted, refused := b.policy.Decisions(); !slices.Equal(told, want) || admitted != 1 || refused != 1 {
+		t.Errorf("told %q, want %q; %d admitted, %d refused", told, want, admitted, refused)
 	}
 }

@@ -48,12 +48,12 @@ func (a *accessFlags) access(log *slog.Logger) (registry.Access, error) {
 	return access.NewLimit(users, a.rate), nil
 }
 
-// auditLog opens the file. The caller calls done.
-func (a *accessFlags) auditLog() (_ *slog.Logger, done func() error, err error) {
-	if a.audit == "" {
+// auditLog opens a file to add lines of JSON to; none is nil. The caller calls done.
+func auditLog(path string) (_ *slog.Logger, done func() error, err error) {
+	if path == "" {
 		return nil, func() error { return nil }, nil
 	}
-	f, err := os.OpenFile(a.audit, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the audit log: %w", err)
 	}

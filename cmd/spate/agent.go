@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/url"
@@ -18,6 +19,7 @@ import (
 	"github.com/spate-project/spate/p2p/link"
 	"github.com/spate-project/spate/p2p/torrent"
 	"github.com/spate-project/spate/prefetch/orders"
+	"github.com/spate-project/spate/signing"
 	"github.com/spate-project/spate/signing/policyfile"
 )
 
@@ -56,6 +58,7 @@ func (a *app) agentCommand() *cobra.Command {
 		meshAddr   string
 		zone       string
 		features   string
+		audit      string
 		conns      int
 		timeout    time.Duration
 		snapshots  string
@@ -154,6 +157,14 @@ quota by spate cache resize.`,
 			if err != nil {
 				return err
 			}
+			decisions, done, err := auditLog(audit)
+			if err != nil {
+				return err
+			}
+			defer done()
+			if decisions != nil {
+				policy.Decided = func(ctx context.Context, c *signing.Chain, err error) { logDecision(ctx, decisions, c, err) }
+			}
 			if trust.file != "" {
 				go policyfile.Watch(cmd.Context(), trust.file, policy, opts.Logger)
 			}
@@ -179,6 +190,7 @@ quota by spate cache resize.`,
 	f.StringVar(&meshDir, "mesh", "", "`directory` with the node's mesh certificate; without it there are no peers")
 	f.StringVar(&meshListen, "mesh-listen", "127.0.0.1:5051", "`address` where peers connect, over mutual TLS")
 	f.IntVar(&conns, "mesh-connections", torrent.DefaultConns, "how many connections with peers at most; each takes about 1 MiB of memory")
+	f.StringVar(&audit, "audit-log", "", "`file` to add a line of JSON to for each decision of the policy: what was asked for, the rule, who signed, why not; none when empty")
 	f.StringVar(&features, "nfd-features", "", "`file` for node-feature-discovery that labels the Kubernetes node with what it holds, see docs/kubernetes.md; none when empty")
 	f.StringVar(&zone, "zone", "", "`name` of where this node is: peers in the same zone are preferred, one copy comes from the others")
 	f.StringVar(&snapshots, "snapshotter", "", "`socket` to serve containerd a snapshotter at, for images that start before they are here; none when empty")

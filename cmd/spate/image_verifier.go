@@ -81,12 +81,7 @@ those of docker and podman of the user that containerd runs as.`,
 				fmt.Fprintln(cmd.OutOrStdout(), err) // of which containerd makes its own error
 				return err
 			}
-			v := judgement{Reference: trusted.Reference(), Rule: chain.Rule}
-			for _, s := range chain.Steps[0].Steps {
-				if s.What == "signature" && s.OK {
-					v.SignedBy = s.SignedBy
-				}
-			}
+			v := judgement{Reference: trusted.Reference(), Rule: chain.Rule, SignedBy: chain.SignedBy()}
 			return a.out.Result(v, func(w io.Writer) error {
 				_, err := fmt.Fprintf(w, "signed by %s\n", v.SignedBy)
 				return err

@@ -2,9 +2,11 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -47,6 +49,19 @@ func (t *trustFlags) policy() (*signing.Policy, error) {
 		p.Verifiers = append(p.Verifiers, v)
 	}
 	return p, nil
+}
+
+// logDecision writes what a policy decided.
+func logDecision(ctx context.Context, log *slog.Logger, c *signing.Chain, err error) {
+	outcome, why, sum, by := "admitted", "", "", ""
+	if len(c.Steps) > 0 {
+		sum, by = c.Steps[0].Digest.String(), c.SignedBy()
+	}
+	if err != nil {
+		outcome, why = "refused", err.Error()
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "policy", slog.String("outcome", outcome), slog.String("reference", c.Reference), slog.String("digest", sum),
+		slog.String("rule", c.Rule), slog.String("signedBy", by), slog.String("why", why))
 }
 
 func (a *app) policyCommand() *cobra.Command {

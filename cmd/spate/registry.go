@@ -139,7 +139,7 @@ unless a --retain takes them away.`,
 			if err != nil {
 				return err
 			}
-			audit, done, err := doors.auditLog()
+			audit, done, err := auditLog(doors.audit)
 			if err != nil {
 				return err
 			}

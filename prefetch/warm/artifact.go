@@ -62,12 +62,7 @@ func Read(ctx context.Context, policy *signing.Policy, repo signing.Repository, 
 			Next:    "find out who tagged it, and change the set of the pool by `spate warm add`",
 		}
 	}
-	s.Digest, s.Steps = doc.Descriptor.Digest, chain.Steps
-	for _, step := range chain.Steps[0].Steps {
-		if step.OK {
-			s.SignedBy = step.SignedBy
-		}
-	}
+	s.Digest, s.Steps, s.SignedBy = doc.Descriptor.Digest, chain.Steps, chain.SignedBy()
 	return s, nil
 }
 

@@ -17,6 +17,8 @@ type counts struct {
 	linkRate       int64
 	replayed       int64
 	warm           []WarmStatus
+	admitted       int64
+	refused        int64
 	artifacts      int
 	mounts         int
 	bans           int
@@ -32,6 +34,7 @@ func (a *Agent) counts() counts {
 		limits: a.Limits(), linkRate: a.linkRate(), bans: len(a.bans()), replayed: a.replayed.Load(), warm: a.warmth.status(),
 		mirror: a.mirror.Stats(), blobs: a.mirror.Blobs(),
 	}
+	c.admitted, c.refused = a.opts.Policy.Decisions()
 	if a.snapshotter != nil {
 		c.layers = a.snapshotter.Stats()
 	}
@@ -78,6 +81,9 @@ func families() []telemetry.Family[counts] {
 			func(c counts) int64 { return c.replayed }),
 		telemetry.One("spate_reads_waiting", "Reads that wait for absent pieces now.",
 			func(c counts) int64 { return c.cache.Waiting }),
+
+		telemetry.By("spate_policy_decisions_total", "References that were held against the policy, by what it said.", "outcome",
+			func(c counts) values { return values{"admitted": float64(c.admitted), "refused": float64(c.refused)} }),
 
 		// The mesh.
 		telemetry.One("spate_swarms", "Swarms that this node is in.",
