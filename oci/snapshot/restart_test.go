@@ -341,7 +341,7 @@ func TestSnapshotterCrash(t *testing.T) {
 func crash(t testing.TB, root string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestSnapshotterCrash$")
-	cmd.Env = append(os.Environ(), childEnv+"="+root)
+	cmd.Env = append(os.Environ(), childEnv+"="+root, "TMPDIR="+t.TempDir()) // it is killed before it can tidy up
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
