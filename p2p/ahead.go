@@ -58,9 +58,7 @@ func (mb *member) comes(first, last int) bool {
 	if len(mb.soon) > tracker.MaxSpans { // what is oldest its reader may have left
 		mb.soon = slices.Delete(mb.soon, 0, 1)
 	}
-	if soon := time.Now().Add(retry); mb.again.After(soon) {
-		mb.again = soon
-	}
+	mb.hasten()
 	return true
 }
 

@@ -238,6 +238,13 @@ func (mb *member) pause(d time.Duration) {
 	mb.again = time.Now().Add(d)
 }
 
+// hasten makes the fill, which may be waiting, ask again soon. mb.mu is held.
+func (mb *member) hasten() {
+	if soon := time.Now().Add(retry); mb.again.After(soon) {
+		mb.again = soon
+	}
+}
+
 // failedDraw makes the fill wait after err, the longer the more draws failed in a row.
 func (mb *member) failedDraw(err error) {
 	mb.mu.Lock()

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/p2p/tracker"
@@ -62,9 +61,7 @@ func (mb *member) plan(first, last int) {
 			mb.planned[i]++
 		}
 	}
-	if soon := time.Now().Add(retry); mb.again.After(soon) {
-		mb.again = soon
-	}
+	mb.hasten()
 	mb.mu.Unlock()
 	mb.wantAgain(first, last)
 }

@@ -76,10 +76,10 @@ func attach(ctx context.Context, target Target, subject ocispec.Descriptor, bund
 		Size:      int64(len(bundle)),
 	}
 	if err := push(ctx, target, config, ocispec.DescriptorEmptyJSON.Data); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("attach a signature to %s: push its config: %w", subject.Digest, err)
+		return ocispec.Descriptor{}, fmt.Errorf("attach a bundle to %s: push its config: %w", subject.Digest, err)
 	}
 	if err := push(ctx, target, layer, bundle); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("attach a signature to %s: push its bundle: %w", subject.Digest, err)
+		return ocispec.Descriptor{}, fmt.Errorf("attach a bundle to %s: push its bundle: %w", subject.Digest, err)
 	}
 	// PackManifest adds the time of creation.
 	desc, err := oras.PackManifest(ctx, target, oras.PackManifestVersion1_1, oci.ArtifactTypeBundle, oras.PackManifestOptions{
@@ -92,7 +92,7 @@ func attach(ctx context.Context, target Target, subject ocispec.Descriptor, bund
 		},
 	})
 	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("attach a signature to %s: push its manifest: %w", subject.Digest, err)
+		return ocispec.Descriptor{}, fmt.Errorf("attach a bundle to %s: push its manifest: %w", subject.Digest, err)
 	}
 	return desc, nil
 }

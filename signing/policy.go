@@ -45,7 +45,7 @@ type Policy struct {
 	Rules []Rule
 
 	// Decided, when not nil, is told of each decision of Admit, by its goroutine: err
-	// is nil, or the *DeniedError. The chain is not to be changed or kept. That of a
+	// is nil, or a *DeniedError. The chain is not to be changed or kept. That of a
 	// policy that is replaced stays.
 	Decided func(ctx context.Context, chain *Chain, err error)
 
@@ -95,15 +95,15 @@ func (p *Policy) Generation() uint64 {
 // how much is read, and how many signatures and indexes are tried, is bounded.
 func (p *Policy) Admit(ctx context.Context, repo Repository, reference string) (Trusted, *Chain, error) {
 	trusted, chain, err := p.admit(ctx, repo, reference)
-	denied, refused := errors.AsType[*DeniedError](err)
-	if p == nil || err != nil && !refused {
+	_, refused := errors.AsType[*DeniedError](err)
+	switch {
+	case p == nil || err != nil && !refused:
 		return trusted, chain, err
+	case refused:
+		p.refused.Add(1)
+	default:
+		p.admitted.Add(1)
 	}
-	count := &p.admitted
-	if err = nil; refused {
-		count, err = &p.refused, denied
-	}
-	count.Add(1)
 	if p.Decided != nil {
 		p.Decided(ctx, chain, err)
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/oci"
 	"github.com/spate-project/spate/signing"
@@ -130,12 +132,8 @@ func TestWith(t *testing.T) {
 	b.signed(b.stranger, b.manifest)
 	other := b.image("other")
 	b.signed(b.ours, other)
-	for ref, desc := range map[string]*bool{"h/team/a:v1": nil, "h/team/a:v2": new(bool), "h/team/b:v1": nil, "h/none/a:v1": nil} {
-		target := b.manifest
-		if desc != nil {
-			target = other
-		}
-		if err := b.repo.Tag(t.Context(), target, ref); err != nil {
+	for ref, desc := range map[string]ocispec.Descriptor{"h/team/a:v1": b.manifest, "h/team/a:v2": other, "h/team/b:v1": b.manifest, "h/none/a:v1": b.manifest} {
+		if err := b.repo.Tag(t.Context(), desc, ref); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -154,16 +154,16 @@ func (v view) turn(r LeaseRequest, now time.Time) (most int, again Seconds) {
 			backlogs += m.backlog
 		}
 	}
-	leased, most := 0, atOnce+int(v.rate*ahead.Seconds())
+	yields := v.readers && !r.Read // the origin's link is the readers'
+	room := atOnce + int(v.rate*ahead.Seconds())
+	if yields {
+		room = 1
+	}
 	for _, l := range v.leases {
-		if l.live(now) && !(v.readers && !r.Read && l.read) {
-			leased++
+		if l.live(now) && !(yields && l.read) {
+			room--
 		}
 	}
-	if v.readers && !r.Read { // the origin's link is theirs
-		most = 1
-	}
-	room := most - leased
 	if room <= 0 || (r.Backlog-1)*asking > backlogs {
 		turns := time.Duration(float64(asking) / max(v.rate, 1) * float64(time.Second)) // until everybody had one
 		return 0, Seconds(min(max(turns/4, soonest), latest))

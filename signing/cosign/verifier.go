@@ -115,13 +115,10 @@ func checkStatement(s *intoto.Statement, subject piece.Digest, predicateType str
 	switch {
 	case s == nil:
 		return errors.New("it signs the bytes alone and states nothing about them")
-	case s.GetPredicateType() == predicateType:
-	case predicateType == types.CosignSignPredicateType:
+	case s.GetPredicateType() != predicateType && predicateType == types.CosignSignPredicateType:
 		return fmt.Errorf("it is an attestation (%q), not a signature (%q)", s.GetPredicateType(), types.CosignSignPredicateType)
-	default:
+	case s.GetPredicateType() != predicateType:
 		return fmt.Errorf("it states %q, not %q", s.GetPredicateType(), predicateType)
-	}
-	switch {
 	case s.GetType() != intoto.StatementTypeUri:
 		return fmt.Errorf("its statement type is %q, not %q", s.GetType(), intoto.StatementTypeUri)
 	case len(s.GetSubject()) != 1 || len(s.GetSubject()[0].GetDigest()) != 1:

@@ -52,14 +52,7 @@ type span struct {
 // run returns when all that reads names of the artifacts is here, or with why
 // that is not to be: the context's error, or that of an object.
 func (f *feed) run(ctx context.Context, reads prefetch.Plan, artifacts ...*artifact) error {
-	objects, known := make(map[piece.Digest]*cache.Object), []piece.Object(nil)
-	for _, art := range artifacts {
-		for _, file := range art.files {
-			o := file.object.Tree().Object()
-			objects[o.Digest] = file.object
-			known = append(known, o)
-		}
-	}
+	objects, known := objectsOf(artifacts)
 	f.window = semaphore.NewWeighted(feeding)
 	f.group, ctx = errgroup.WithContext(ctx)
 	f.group.SetLimit(1 + feedingSpans)
@@ -88,6 +81,19 @@ func (f *feed) run(ctx context.Context, reads prefetch.Plan, artifacts ...*artif
 		return f.begin(ctx, s)
 	})
 	return f.group.Wait()
+}
+
+// objectsOf returns the objects of artifacts by their digests, and what they are.
+func objectsOf(artifacts []*artifact) (map[piece.Digest]*cache.Object, []piece.Object) {
+	objects, known := make(map[piece.Digest]*cache.Object), []piece.Object(nil)
+	for _, art := range artifacts {
+		for _, file := range art.files {
+			o := file.object.Tree().Object()
+			objects[o.Digest] = file.object
+			known = append(known, o)
+		}
+	}
+	return objects, known
 }
 
 // begin asks for s once there is room for it in the window.

@@ -63,16 +63,14 @@ func (p *fetching) tell(f func(*orders.Progress)) {
 // run opens the order's references, has all of them fetched and holds them until
 // ctx ends. What fails is tried again; what the policy refuses is not.
 func (p *fetching) run(ctx context.Context) {
-	for wait := againFirst; ; wait = min(2*wait, againMost) {
-		if !p.awaitHours(ctx) {
-			return
-		}
+	wait := againFirst
+	for p.awaitHours(ctx) {
 		err := p.try(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if errors.Is(err, errHours) {
-			wait = againFirst / 2
+			wait = againFirst
 			continue
 		}
 		denied := errors.Is(err, piece.ErrNotTrusted)
@@ -91,16 +89,20 @@ func (p *fetching) run(ctx context.Context) {
 			return
 		case <-time.After(wait):
 		}
+		wait = min(2*wait, againMost)
 	}
 }
+
+// errHours says that the order's hours are over.
+var errHours = errors.New("the order's hours are over")
 
 // try returns why the order could not be carried out, or the context's error.
 func (p *fetching) try(ctx context.Context) error {
 	var list []opened
-	need := need{all: !p.planned(), plan: p.planned()}
+	n := need{all: !p.planned(), plan: p.planned()}
 	defer func() {
 		for _, o := range list {
-			p.agent.release(o.artifact, need)
+			p.agent.release(o.artifact, n)
 		}
 		p.agent.memory.giveBack(p.key())
 	}()
@@ -109,13 +111,13 @@ func (p *fetching) try(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		art, err := p.agent.use(admission, need)
+		art, err := p.agent.use(admission, n)
 		if err != nil {
 			return err
 		}
 		list = append(list, opened{art, admission})
 	}
-	if p.planned() {
+	if n.plan {
 		return p.fetchPlanned(ctx, list)
 	}
 	return p.watch(ctx, list, nil)

@@ -2,14 +2,12 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
-	"github.com/spate-project/spate/cache/piece"
 	"github.com/spate-project/spate/prefetch"
 	"github.com/spate-project/spate/prefetch/orders"
 )
@@ -25,18 +23,18 @@ func (p *fetching) planned() bool { return p.task.Plan != (orders.Plan{}) || p.t
 
 // fetchPlanned makes the plan of what was opened, has it fetched and holds it
 // until ctx ends.
-func (p *fetching) fetchPlanned(ctx context.Context, opened []opened) error {
+func (p *fetching) fetchPlanned(ctx context.Context, list []opened) error {
 	var t target
 	t.total.Store(-1)
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.watch(ctx, opened, &t) })
+	g.Go(func() error { return p.watch(ctx, list, &t) })
 	g.Go(func() error {
-		if err := p.feed(ctx, opened, &t); err != nil {
+		if err := p.feed(ctx, list, &t); err != nil {
 			return err
 		}
 		p.agent.mu.Lock()
 		defer p.agent.mu.Unlock()
-		for _, o := range opened {
+		for _, o := range list {
 			o.artifact.planned = true
 		}
 		return nil
@@ -45,28 +43,24 @@ func (p *fetching) fetchPlanned(ctx context.Context, opened []opened) error {
 }
 
 // feed makes the plan and returns when all of it is here.
-func (p *fetching) feed(ctx context.Context, opened []opened, t *target) error {
+func (p *fetching) feed(ctx context.Context, list []opened, t *target) error {
 	var plan prefetch.Plan
-	var objects []piece.Object
 	var artifacts []*artifact
-	for _, o := range opened {
+	for _, o := range list {
 		part, err := p.plan(ctx, o)
 		if err != nil {
 			return err
 		}
 		plan = append(plan, part...)
 		artifacts = append(artifacts, o.artifact)
-		for _, f := range o.artifact.files {
-			objects = append(objects, f.object.Tree().Object())
-		}
 	}
-	sizes, total, longest := make(map[piece.Digest]piece.Object, len(objects)), int64(0), int64(longestSpan)
-	for _, o := range objects {
-		sizes[o.Digest] = o
+	objects, known := objectsOf(artifacts)
+	total, longest := int64(0), int64(longestSpan)
+	for _, o := range known {
 		longest = max(longest, o.PieceLength)
 	}
-	for d, i := range plan.Pieces(objects...) {
-		_, n := sizes[d].Span(i)
+	for d, i := range plan.Pieces(known...) {
+		_, n := objects[d].Tree().Object().Span(i)
 		total += n
 	}
 	t.total.Store(total)
@@ -101,6 +95,3 @@ func (p *fetching) plan(ctx context.Context, o opened) (prefetch.Plan, error) {
 	}
 	return prefetch.Full(files), nil
 }
-
-// errHours says that the order's hours are over.
-var errHours = errors.New("the order's hours are over")

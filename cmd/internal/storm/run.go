@@ -57,11 +57,12 @@ func (w *world) run(ctx context.Context, a arm, hosts []*netns.Host, p plan) (_ 
 	}
 	var before float64
 	for i, ph := range a.phases {
-		move := func() error { return s.rush(ctx, ph, i == 0) }
 		if a.turns {
-			move = func() error { return s.takeTurns(ctx, ph) }
+			err = s.takeTurns(ctx, ph)
+		} else {
+			err = s.rush(ctx, ph, i == 0)
 		}
-		if err := move(); err != nil {
+		if err != nil {
 			return Sample{}, err
 		}
 		if i < len(a.phases)-1 {
